@@ -1,0 +1,1 @@
+"""Answers: the pipeline and prediction over files."""

@@ -1,0 +1,1 @@
+"""Encoder adapters: what differs between encoder architectures, one file per family."""

@@ -1,0 +1,1 @@
+"""Task heads: one file per task type, each named after the type it registers."""

@@ -1,0 +1,113 @@
+"""Any number of labels out of a set for each text or text pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mtl.configuration import TaskSpec
+from hf_mtl.errors import DataError
+from hf_mtl.model.heads.base import (
+    TaskHead,
+    Words,
+    as_list,
+    label_id,
+    label_name,
+    refuse,
+    require_labels,
+    sorted_labels,
+)
+from hf_mtl.registry import HEADS
+
+
+@HEADS.register("multi_label_classification")
+class MultiLabelClassificationHead(TaskHead):
+    """Binary cross-entropy per label; labels `(batch_size, num_labels)` float, NaN where a label is not known.
+
+    A row's label is the list of its labels (all others are known to be absent), or a mapping from label to
+    true, false or null (null and labels left out are unknown).
+    """
+
+    @classmethod
+    def validate_spec(cls, spec: TaskSpec) -> None:
+        require_labels(spec, at_least=1)
+        refuse(spec, "scheme")
+
+    @classmethod
+    def infer_labels(cls, values: Iterable[Any]) -> tuple[str, ...]:
+        rows = (
+            value if isinstance(value, Mapping) else as_list(value, "labels") for value in values if value is not None
+        )
+        return sorted_labels(label_name(label) for row in rows for label in row)
+
+    @classmethod
+    def encode(cls, spec: TaskSpec, value: Any, words: Words | None, num_tokens: int) -> list[float | None]:
+        if isinstance(value, Mapping):
+            known = {label_id(spec, label): _truth(label, flag) for label, flag in value.items()}
+            return [known.get(index) for index in range(spec.num_labels)]
+        present = {label_id(spec, label) for label in as_list(value, "labels")}
+        return [float(index in present) for index in range(spec.num_labels)]
+
+    @classmethod
+    def collate(cls, spec: TaskSpec, values: Sequence[Any], seq_len: int) -> Tensor:
+        unknown = [None] * spec.num_labels
+        rows = np.array([unknown if value is None else value for value in values], dtype=np.float32)
+        return torch.from_numpy(rows.reshape(len(values), spec.num_labels))
+
+    @classmethod
+    def labelled_rows(cls, labels: Tensor) -> Tensor:
+        return (~labels.isnan()).any(dim=-1)
+
+    @classmethod
+    def describe(cls, spec: TaskSpec, value: Any) -> list[str]:
+        flags = cls.encode(spec, value, None, 0)
+        return [label for label, flag in zip(spec.labels or (), flags, strict=True) if flag]
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        known = ~labels.isnan()
+        smoothing = self.spec.label_smoothing
+        targets = torch.where(known, labels, 0.0).float() * (1.0 - smoothing) + smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(
+            logits.float(), targets, reduction="none", pos_weight=self._weights(logits)
+        )
+        return torch.where(known, losses, 0.0).sum()
+
+    def num_items(self, labels: Tensor) -> Tensor:
+        return (~labels.isnan()).sum().float()
+
+    @classmethod
+    def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
+        probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        scores = {label: float(p) for label, p in zip(spec.labels or (), probabilities, strict=True)}
+        return {"labels": [label for label, score in scores.items() if score >= 0.5], "scores": scores}
+
+    @classmethod
+    def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[int]:
+        chosen = set(answer["labels"])
+        return [int(label in chosen) for label in spec.labels or ()]
+
+    @classmethod
+    def reference(cls, spec: TaskSpec, value: Any) -> list[int]:
+        return [-1 if flag is None else int(flag) for flag in cls.encode(spec, value, None, 0)]
+
+    @classmethod
+    def confidence(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
+        # The chance that every label is as answered, if labels were independent.
+        return float(np.prod([max(score, 1.0 - score) for score in answer["scores"].values()]))
+
+    @classmethod
+    def metric_name(cls, spec: TaskSpec) -> str:
+        return "multi_label"
+
+
+def _truth(label: object, flag: Any) -> float | None:
+    if flag is None:
+        return None
+    if isinstance(flag, bool | int | float) and flag in (0, 1):
+        return float(flag)
+    raise DataError(f"label {label!r} is {flag!r}", mend="give true, false or null")

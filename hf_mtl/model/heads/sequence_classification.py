@@ -1,0 +1,86 @@
+"""One label out of a set for each text or text pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_mtl.configuration import TaskSpec
+from hf_mtl.model.heads.base import (
+    IGNORE_INDEX,
+    TaskHead,
+    Words,
+    cross_entropy_sum,
+    label_id,
+    label_name,
+    refuse,
+    require_labels,
+    softmax,
+    sorted_labels,
+    weighted_count,
+)
+from hf_mtl.registry import HEADS
+
+
+@HEADS.register("sequence_classification")
+class SequenceClassificationHead(TaskHead):
+    """Cross-entropy over the labels; labels `(batch_size,)` long, -100 where missing."""
+
+    @classmethod
+    def validate_spec(cls, spec: TaskSpec) -> None:
+        require_labels(spec, at_least=2)
+        refuse(spec, "scheme")
+
+    @classmethod
+    def infer_labels(cls, values: Iterable[Any]) -> tuple[str, ...]:
+        return sorted_labels(label_name(value) for value in values if value is not None)
+
+    @classmethod
+    def encode(cls, spec: TaskSpec, value: Any, words: Words | None, num_tokens: int) -> int:
+        return label_id(spec, value)
+
+    @classmethod
+    def collate(cls, spec: TaskSpec, values: Sequence[Any], seq_len: int) -> Tensor:
+        return torch.tensor([IGNORE_INDEX if value is None else value for value in values], dtype=torch.long)
+
+    @classmethod
+    def labelled_rows(cls, labels: Tensor) -> Tensor:
+        return labels != IGNORE_INDEX
+
+    @classmethod
+    def describe(cls, spec: TaskSpec, value: Any) -> list[str]:
+        return [cls.reference(spec, value)]
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy_sum(logits, labels, self._weights(logits), self.spec.label_smoothing)
+
+    def num_items(self, labels: Tensor) -> Tensor:
+        return weighted_count(labels, self._weights(labels))
+
+    @classmethod
+    def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
+        labels = spec.labels or ()
+        probabilities = softmax(logits)
+        best = int(probabilities.argmax())
+        scores = {label: float(p) for label, p in zip(labels, probabilities, strict=True)}
+        return {"label": labels[best], "score": float(probabilities[best]), "scores": scores}
+
+    @classmethod
+    def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> str:
+        return answer["label"]
+
+    @classmethod
+    def reference(cls, spec: TaskSpec, value: Any) -> str:
+        return (spec.labels or ())[label_id(spec, value)]
+
+    @classmethod
+    def confidence(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
+        return answer["score"]
+
+    @classmethod
+    def metric_name(cls, spec: TaskSpec) -> str:
+        return "classification"

@@ -1,0 +1,89 @@
+"""Open families: one package per family, one file per member, found by name.
+
+A member's name is the name of its file, so names can be listed and checked without importing anything heavy; the file is
+imported when its member is looked up. A user's own member is registered under any other name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from hf_mtl.errors import SpecError, one_of
+
+if TYPE_CHECKING:  # names for editors and pyright; nothing here is imported when the program runs
+    from hf_mtl.model.encoders.base import EncoderAdapter
+    from hf_mtl.model.heads.base import TaskHead
+    from hf_mtl.training.samplers.base import Sampler
+
+Member = TypeVar("Member", bound=type)
+
+
+class Registry(Generic[Member]):
+    """The members of one open family.
+
+    Args:
+        kind: what a member is called in error messages, such as `"task type"`.
+        package: the package whose modules (`base` and names with a leading underscore left out) are the members.
+
+    Example:
+        >>> heads = Registry("task type", package="hf_mtl.model.heads")
+        >>> "regression" in heads.names()
+        True
+    """
+
+    def __init__(self, kind: str, *, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._members: dict[str, Member] = {}
+
+    def register(self, name: str) -> Callable[[Member], Member]:
+        """Return a class decorator that adds the class under `name`.
+
+        Raises:
+            SpecError: another class is registered under that name.
+        """
+
+        def add(member: Member) -> Member:
+            known = self._members.get(name)
+            if known is not None and known.__qualname__ != member.__qualname__:
+                raise SpecError(f"{self.kind} {name!r} is taken by {known.__qualname__}", mend="choose another name")
+            self._members[name] = member
+            return member
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """Return every valid name, sorted; imports no member."""
+        package = find_spec(self.package)
+        paths = package.submodule_search_locations if package else None
+        files = {module.name for module in pkgutil.iter_modules(paths)}
+        return tuple(sorted({name for name in files if name != "base" and name[0] != "_"} | set(self._members)))
+
+    def check(self, name: str) -> str:
+        """Return `name` if a member has it.
+
+        Raises:
+            SpecError: no member has that name; lists the valid ones.
+        """
+        if name not in self.names():
+            raise SpecError(f"{name!r} is not a {self.kind}", mend=f"use one of {one_of(self.names())}")
+        return name
+
+    def get(self, name: str) -> Member:
+        """Return the member of that name, importing its file if that has not happened yet.
+
+        Raises:
+            SpecError: no member has that name; lists the valid ones.
+        """
+        if name not in self._members:
+            importlib.import_module(f"{self.package}.{self.check(name)}")
+        return self._members[name]
+
+
+HEADS: Registry[type[TaskHead]] = Registry("task type", package="hf_mtl.model.heads")
+ENCODERS: Registry[type[EncoderAdapter]] = Registry("encoder adapter", package="hf_mtl.model.encoders")
+SAMPLERS: Registry[type[Sampler]] = Registry("sampling strategy", package="hf_mtl.training.samplers")

@@ -1,0 +1,1 @@
+"""Sampling strategies: which dataset the next rows come from, one file per strategy."""
