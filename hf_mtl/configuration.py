@@ -1,16 +1,18 @@
-"""What a model is: `TaskSpec`, one task as data, and `MultiTaskConfig`, an encoder's configuration and a list of tasks."""
+"""What a model is: `TaskSpec`, one task as data, and `MultiTaskConfig`, an encoder's configuration and its tasks."""
 
 from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import __version__ as transformers_version
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from hf_mtl.errors import SpecError, one_of
@@ -129,9 +131,11 @@ class TaskSpec:
         Raises:
             SpecError: a key is unknown or missing, or a value is not allowed.
         """
+        if not isinstance(cast(object, values), Mapping):
+            raise SpecError(f"a task is {values!r}", mend="give each task as a mapping with a name and a type")
         place = f"task {values.get('name')!r}"
         known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(set(values) - set(known), key=repr)
         if unknown:
             raise SpecError(f"unknown key {unknown[0]!r}", where=place, mend=f"use {one_of(known)}")
         for key in ("name", "type"):
@@ -146,12 +150,13 @@ class MultiTaskConfig(PreTrainedConfig):
 
     Args:
         encoder_config: configuration of the shared encoder, or its dictionary with a `model_type`.
-        tasks: the tasks in the order of their heads, as `TaskSpec` or dictionaries; stored as a list, since JSON written
-            with sorted keys would reorder a mapping.
+        tasks: the tasks in the order of their heads, as `TaskSpec` or dictionaries; stored as a list, since JSON
+            written with sorted keys would reorder a mapping.
         format_version: version of this format; a newer one than this package knows is refused.
 
     Raises:
-        SpecError: a task is not valid, two tasks share a name, or the format is too new.
+        SpecError: a task is not valid, two tasks share a name, the encoder's model type is not known, or the format is
+            too new.
 
     Example:
         >>> spec = TaskSpec(name="topic", type="sequence_classification", labels=("sport", "world"))
@@ -170,34 +175,27 @@ class MultiTaskConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # First, because a newer format may well break the rules below.
+        _check_format_version(self.format_version)
+        _check_encoder_config(self.encoder_config)
         self.encoder_config = copy.deepcopy(self.encoder_config)
-        if isinstance(self.encoder_config, PreTrainedConfig):
-            self.encoder_config.name_or_path = ""  # a path of this machine does not travel with the model
         self.task_specs = self.tasks
-        if self.format_version > FORMAT_VERSION:
-            raise SpecError(
-                f"format_version is {self.format_version}, this hf_mtl reads up to {FORMAT_VERSION}",
-                mend="pip install --upgrade hf-mtl",
-            )
         super().__post_init__(**kwargs)
+        # A path of this machine does not travel with the model.
+        cast(PreTrainedConfig, self.encoder_config).name_or_path = ""
 
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
         """The tasks, in the order of their heads; assigning a sequence of specs or dictionaries replaces them."""
-        return tuple(TaskSpec.from_dict(task) for task in self.tasks)
+        return _checked_tasks(self.tasks)
 
     @task_specs.setter
     def task_specs(self, tasks: Sequence[TaskSpec | Mapping[str, Any]]) -> None:
-        specs = [task if isinstance(task, TaskSpec) else TaskSpec.from_dict(task) for task in tasks]
-        names = [spec.name for spec in specs]
-        for name in names:
-            if names.count(name) > 1:
-                raise SpecError(f"two tasks are named {name!r}", mend="give every task its own name")
-        self.tasks = [spec.to_dict() for spec in specs]
+        self.tasks = [spec.to_dict() for spec in _checked_tasks(tasks)]
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """Return the encoder's configuration: its vocabulary is the model's."""
-        return cast(PreTrainedConfig, self.encoder_config)
+        """Return the encoder's text configuration: its vocabulary is the model's."""
+        return cast(PreTrainedConfig, self.encoder_config).get_text_config(*args, **kwargs)
 
 
 def select_tasks(specs: Sequence[TaskSpec], names: Sequence[str] | None) -> tuple[TaskSpec, ...]:
@@ -209,10 +207,49 @@ def select_tasks(specs: Sequence[TaskSpec], names: Sequence[str] | None) -> tupl
     if names is None:
         return tuple(specs)
     known = [spec.name for spec in specs]
-    for name in [names] if isinstance(names, str) else names:
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
         if name not in known:
             raise SpecError(f"the model has no task {name!r}", mend=f"choose from {one_of(known)}")
-    return tuple(spec for spec in specs if spec.name in names)
+    return tuple(spec for spec in specs if spec.name in chosen)
+
+
+def _checked_tasks(tasks: object) -> tuple[TaskSpec, ...]:
+    if isinstance(tasks, str | bytes) or not isinstance(tasks, Sequence):
+        raise SpecError(f"tasks is {tasks!r}", mend="give a list of tasks")
+    given = cast(Sequence[Any], tasks)
+    specs = tuple(task if isinstance(task, TaskSpec) else TaskSpec.from_dict(task) for task in given)
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"two tasks are named {name!r}", mend="give every task its own name")
+    return specs
+
+
+def _check_format_version(version: object) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SpecError(f"format_version is {version!r}", mend=f"use {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise SpecError(
+            f"format_version is {version}, this hf_mtl reads up to {FORMAT_VERSION}",
+            mend="pip install --upgrade hf-mtl",
+        )
+
+
+def _check_encoder_config(encoder_config: object) -> None:
+    if encoder_config is None or isinstance(encoder_config, PreTrainedConfig):
+        return
+    if not isinstance(encoder_config, dict):
+        raise SpecError(
+            f"encoder_config is {encoder_config!r}",
+            mend="give a configuration, such as AutoConfig.from_pretrained(name), or its dictionary",
+        )
+    model_type = cast(dict[str, Any], encoder_config).get("model_type", "bert")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise SpecError(
+            f"encoder_config has the model_type {model_type!r}, not known to transformers {transformers_version}",
+            mend="use the model_type of an encoder, such as 'bert', or install the transformers version that has it",
+        )
 
 
 def _check_choice(argument: str, value: object, allowed: Sequence[object]) -> None:
@@ -230,15 +267,16 @@ def _check_number(
 ) -> None:
     bounds = {"above": above, "at least": at_least, "below": below}
     wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
-    good = isinstance(value, int | float) and not isinstance(value, bool)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if good:
         number = float(cast(float, value))
         good = (above is None or number > above) and (at_least is None or number >= at_least)
-        good = good and (below is None or number < below) and number != float("inf")
+        good = good and (below is None or number < below)
     if not good:
         raise SpecError(f"{argument} is {value!r}", mend=f"give a number {wanted}")
 
 
+@cache
 def _module_attributes() -> frozenset[str]:
     from torch import nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class HfMtlError(Exception):
@@ -14,8 +15,8 @@ class HfMtlError(Exception):
         mend: what the user can do about it.
 
     Example:
-        >>> str(HfMtlError("label 'meh' is not in the label set", where="train.jsonl, line 3", mend="correct the label"))
-        "train.jsonl, line 3: label 'meh' is not in the label set; correct the label"
+        >>> str(HfMtlError("label 'meh' is not in the label set", where="a.jsonl, line 3", mend="correct the label"))
+        "a.jsonl, line 3: label 'meh' is not in the label set; correct the label"
     """
 
     def __init__(self, problem: str, *, where: str | None = None, mend: str | None = None) -> None:
@@ -27,6 +28,10 @@ class HfMtlError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.problem}" if self.where else self.problem
         return f"{text}; {self.mend}" if self.mend else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without this an error with keyword-only arguments cannot come back from a worker process.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
     def at(self, where: str) -> HfMtlError:
         """Put a place in front of the one known so far: `error.at("task 'topic'")`; returns the same error."""
@@ -68,6 +73,13 @@ class MissingExtraError(HfMtlError, ImportError):
 
     def __init__(self, package: str, *, extra: str) -> None:
         super().__init__(f"the package {package!r} is not installed", mend=f'pip install "hf-mtl[{extra}]"')
+
+
+def _rebuild(kind: type[HfMtlError], args: tuple[Any, ...], state: dict[str, Any]) -> HfMtlError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 def one_of(values: Iterable[object]) -> str:

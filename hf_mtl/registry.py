@@ -1,7 +1,7 @@
 """Open families: one package per family, one file per member, found by name.
 
-A member's name is the name of its file, so names can be listed and checked without importing anything heavy; the file is
-imported when its member is looked up. A user's own member is registered under any other name.
+A member's name is the name of its file, so names can be listed and checked without importing anything heavy; the file
+is imported when its member is looked up. A user's own member is registered under any other name.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -49,8 +50,9 @@ class Registry(Generic[Member]):
 
         def add(member: Member) -> Member:
             known = self._members.get(name)
-            if known is not None and known.__qualname__ != member.__qualname__:
-                raise SpecError(f"{self.kind} {name!r} is taken by {known.__qualname__}", mend="choose another name")
+            # A notebook cell that runs again makes its class anew, under the same module and name.
+            if known is not None and _address(known) != _address(member):
+                raise SpecError(f"{self.kind} {name!r} is taken by {_address(known)}", mend="choose another name")
             self._members[name] = member
             return member
 
@@ -58,10 +60,15 @@ class Registry(Generic[Member]):
 
     def names(self) -> tuple[str, ...]:
         """Return every valid name, sorted; imports no member."""
+        return tuple(sorted({*self._files, *self._members}))
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
         package = find_spec(self.package)
-        paths = package.submodule_search_locations if package else None
-        files = {module.name for module in pkgutil.iter_modules(paths)}
-        return tuple(sorted({name for name in files if name != "base" and name[0] != "_"} | set(self._members)))
+        # An empty list finds nothing; `None` would find every module there is.
+        paths = (package.submodule_search_locations if package else None) or []
+        names = (module.name for module in pkgutil.iter_modules(paths))
+        return frozenset(name for name in names if name != "base" and name[0] != "_")
 
     def check(self, name: str) -> str:
         """Return `name` if a member has it.
@@ -82,6 +89,10 @@ class Registry(Generic[Member]):
         if name not in self._members:
             importlib.import_module(f"{self.package}.{self.check(name)}")
         return self._members[name]
+
+
+def _address(member: type) -> str:
+    return f"{member.__module__}.{member.__qualname__}"
 
 
 HEADS: Registry[type[TaskHead]] = Registry("task type", package="hf_mtl.model.heads")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,7 +51,7 @@ class TaskHead(nn.Module, ABC):
     """
 
     pooled: ClassVar[bool] = True
-    """Whether the head reads the pooled output `(rows, hidden_size)`, or the hidden states `(rows, seq_len, hidden_size)`."""
+    """Whether the head reads the pooled output `(rows, hidden_size)`; if not, the hidden states of every token."""
 
     def __init__(self, spec: TaskSpec, hidden_size: int, *, dropout: float) -> None:
         super().__init__()
@@ -141,11 +142,13 @@ class TaskHead(nn.Module, ABC):
 
     @abstractmethod
     def num_items(self, labels: Tensor) -> Tensor:
-        """Return what `loss_sum` is divided by: labelled items, or the sum of their class weights; a scalar in float32."""
+        """Return what `loss_sum` is divided by: labelled items, or the sum of their class weights; a float32 scalar."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss over the labelled items; 0 where there are none."""
-        return self.loss_sum(logits, labels) / self.num_items(labels).clamp(min=torch.finfo(torch.float32).tiny)
+        """Return the mean loss over the labelled items; 0 where there are none, or where all of them weigh nothing."""
+        items = self.num_items(labels)
+        # Items of weight 0 still have a smoothing loss, which must not be divided by almost nothing.
+        return self.loss_sum(logits, labels) * (items > 0) / items.clamp(min=torch.finfo(torch.float32).tiny)
 
     # ------------------------------------------------------------------ answers and metrics
 
@@ -191,7 +194,7 @@ def label_name(value: Any) -> str:
         ('true', '2', 'no')
     """
     if isinstance(value, str):
-        return value
+        return str(value)  # a numpy string is one, too
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
     if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):
@@ -200,10 +203,11 @@ def label_name(value: Any) -> str:
 
 
 def label_id(spec: TaskSpec, value: Any) -> int:
-    """Return the position of a label given by name or, where no label has that name, by its number.
+    """Return the position of a label given by name or, where no label has a number as its name, by its position.
 
     Raises:
-        DataError: the value is not in the label set.
+        DataError: the value is not in the label set. Where labels are named by numbers a number is only ever a name:
+            0 is not the first of the stars 1 to 5.
 
     Example:
         >>> spec = TaskSpec(name="topic", type="sequence_classification", labels=("sport", "world"))
@@ -214,9 +218,9 @@ def label_id(spec: TaskSpec, value: Any) -> int:
     index = spec.label2id.get(name)
     if index is not None:
         return index
-    if not isinstance(value, str | bool) and 0 <= int(value) < spec.num_labels:
-        return int(value)
     labels = spec.labels or ()
+    if not isinstance(value, str | bool | np.bool_) and 0 <= int(value) < len(labels) and not _any_number(labels):
+        return int(value)
     shown = one_of(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
     raise DataError(f"label {value!r} is not in the label set", mend=f"use one of {shown}")
 
@@ -241,9 +245,17 @@ def sorted_labels(names: Iterable[str]) -> tuple[str, ...]:
         >>> sorted_labels(["10", "9", "10"]), sorted_labels(["b", "a", "1"])
         (('9', '10'), ('1', 'a', 'b'))
     """
-    distinct = set(names)
-    numbers = all(name.lstrip("-").isdecimal() for name in distinct)
-    return tuple(sorted(distinct, key=int if numbers else None))
+    distinct = sorted(set(names))
+    return tuple(sorted(distinct, key=int) if all(map(_is_number, distinct)) else distinct)
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+@lru_cache(maxsize=64)  # asked for every row, of the same few label sets
+def _any_number(labels: tuple[str, ...]) -> bool:
+    return any(map(_is_number, labels))
 
 
 def require_labels(spec: TaskSpec, *, at_least: int) -> None:
@@ -269,8 +281,13 @@ def refuse(spec: TaskSpec, *keys: str) -> None:
         SpecError: one of them is set.
     """
     for key in keys:
-        if getattr(spec, key):
-            raise SpecError(f"{spec.type} has no {key}", where=f"task {spec.name!r}", mend=f"leave {key} out")
+        value = getattr(spec, key)
+        if value:
+            raise SpecError(
+                f"{key} is {value!r}, but {spec.type} has no {key}",
+                where=f"task {spec.name!r}",
+                mend=f"leave {key} out",
+            )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

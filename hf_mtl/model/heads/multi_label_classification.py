@@ -50,7 +50,13 @@ class MultiLabelClassificationHead(TaskHead):
         if isinstance(value, Mapping):
             known = {label_id(spec, label): _truth(label, flag) for label, flag in value.items()}
             return [known.get(index) for index in range(spec.num_labels)]
-        present = {label_id(spec, label) for label in as_list(value, "labels")}
+        labels = as_list(value, "labels")
+        present = {label_id(spec, label) for label in labels}
+        if len(present) < len(labels) and not any(isinstance(label, str) for label in labels):
+            raise DataError(
+                f"{value!r} names a label twice",
+                mend="give the labels that apply, by name or number, not a 0 or 1 for each label",
+            )
         return [float(index in present) for index in range(spec.num_labels)]
 
     @classmethod
@@ -82,7 +88,8 @@ class MultiLabelClassificationHead(TaskHead):
 
     @classmethod
     def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
-        probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        # The logistic function, in a form that cannot overflow.
+        probabilities = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
         scores = {label: float(p) for label, p in zip(spec.labels or (), probabilities, strict=True)}
         return {"labels": [label for label, score in scores.items() if score >= 0.5], "scores": scores}
 
@@ -108,6 +115,6 @@ class MultiLabelClassificationHead(TaskHead):
 def _truth(label: object, flag: Any) -> float | None:
     if flag is None:
         return None
-    if isinstance(flag, bool | int | float) and flag in (0, 1):
+    if isinstance(flag, bool | np.bool_ | int | float | np.number) and flag in (0, 1):
         return float(flag)
     raise DataError(f"label {label!r} is {flag!r}", mend="give true, false or null")

@@ -16,10 +16,12 @@ from hf_mtl.errors import DataError
 from hf_mtl.model.heads.base import TaskHead, Words, refuse
 from hf_mtl.registry import HEADS
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 @HEADS.register("regression")
 class RegressionHead(TaskHead):
-    """Mean squared error; labels `(batch_size,)` float, NaN where missing. Logits `(rows, 1)` are in the label's unit."""
+    """Mean squared error; labels `(batch_size,)` float, NaN where missing; logits `(rows, 1)` in the label's unit."""
 
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
@@ -32,10 +34,10 @@ class RegressionHead(TaskHead):
     @classmethod
     def encode(cls, spec: TaskSpec, value: Any, words: Words | None, num_tokens: int) -> float:
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(value, bool | np.bool_) else float(value)
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= FLOAT32_MAX:  # false for NaN
             raise DataError(f"a number was expected, found {value!r}", mend="give a number, or null where unlabelled")
         return number
 

@@ -98,9 +98,10 @@ class TokenClassificationHead(TaskHead):
 
     @classmethod
     def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
-        assert words is not None  # noqa: S101 (a token-level head is always handed the words)
+        assert words is not None  # a token-level head is always handed the words
         labels = spec.labels or ()
-        missing = OUTSIDE if OUTSIDE in labels else UNKNOWN_TAG
+        span_tags = are_span_tags(labels)
+        missing = OUTSIDE if span_tags or OUTSIDE in labels else UNKNOWN_TAG
         seen = words.first_tokens >= 0
         probabilities = softmax(logits[words.first_tokens[seen]]) if seen.any() else np.zeros((0, len(labels)))
         tags = [missing] * len(words.spans)
@@ -116,7 +117,7 @@ class TokenClassificationHead(TaskHead):
                 "end": int(words.spans[last][1]),
                 "score": float(scores[first : last + 1].mean()),
             }
-            for label, first, last in tag_spans(tags, span_tags=are_span_tags(labels))
+            for label, first, last in tag_spans(tags, span_tags=span_tags)
         ]
         return {"spans": spans, "tags": tags} if words.given else {"spans": spans}
 
@@ -152,7 +153,7 @@ def are_span_tags(labels: Sequence[str]) -> bool:
 
 
 def tag_spans(tags: Sequence[str], *, span_tags: bool) -> list[tuple[str, int, int]]:
-    """Join tags to spans `(label, first word, last word)`, leniently as conlleval does: an `I-` without its `B-` begins one.
+    """Join tags to spans `(label, first word, last word)`, leniently as conlleval does: an `I-` may begin a span.
 
     Args:
         tags: one tag per word.

@@ -1,0 +1,84 @@
+"""From encoded rows of any mix of tasks to one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_mtl.configuration import TaskSpec
+from hf_mtl.registry import HEADS
+
+LABEL_PREFIX = "labels/"
+
+
+@dataclass(frozen=True)
+class MultiTaskCollator:
+    """Pad rows to the longest and put the labels of all tasks beside them.
+
+    Args:
+        specs: the tasks, with their labels.
+        pad_token_id: token id of padding, which stands on the right.
+        pad_to_multiple_of: makes the padded length a multiple of this number.
+    """
+
+    specs: tuple[TaskSpec, ...]
+    pad_token_id: int = 0
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            features: rows with `input_ids`, perhaps `token_type_ids`, and `labels/<task>` for tasks they are labelled
+                for; a label may be `None`.
+
+        Returns:
+            `input_ids` and `attention_mask` `(batch_size, seq_len)`, `token_type_ids` where a row has them, and for
+            tasks with a label in the batch `labels[task]` over all rows and `rows[task]`, the indices of the rows labelled.
+        """
+        ids = [feature["input_ids"] for feature in features]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        multiple = self.pad_to_multiple_of
+        seq_len = -(-int(lengths.max()) // multiple) * multiple
+        mask = np.arange(seq_len) < lengths[:, None]
+        batch: dict[str, Any] = {
+            "input_ids": _padded(ids, mask, self.pad_token_id),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
+        types = [feature.get("token_type_ids") for feature in features]
+        if any(row is not None for row in types):
+            filled = [[0] * len(row) if kind is None else kind for kind, row in zip(types, ids, strict=True)]
+            batch["token_type_ids"] = _padded(filled, mask, 0)
+        labels, rows = self._labels(features, seq_len)
+        if labels:
+            batch["labels"], batch["rows"] = labels, rows
+        return batch
+
+    def _labels(
+        self, features: Sequence[Mapping[str, Any]], seq_len: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        labels: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        for spec in self.specs:
+            column = LABEL_PREFIX + spec.name
+            values = [feature.get(column) for feature in features]
+            if all(value is None for value in values):
+                continue
+            head = HEADS.get(spec.type)
+            tensor = head.collate(spec, values, seq_len)
+            labelled = head.labelled_rows(tensor).nonzero().squeeze(-1)
+            if len(labelled):
+                labels[spec.name], rows[spec.name] = tensor, labelled
+        return labels, rows
+
+
+def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, padding: int) -> Tensor:
+    values = np.full(mask.shape, padding, dtype=np.int64)
+    values[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(mask.sum()))
+    return torch.from_numpy(values)

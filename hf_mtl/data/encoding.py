@@ -1,0 +1,259 @@
+"""From rows of text to token ids, and from words to the tokens that stand for them.
+
+Texts and rows of tokens take one path: tokens are joined to a text whose word offsets are known, the text is tokenized
+as it is, and each word is found again by its offsets. So a model trained on tokens reads a plain text in just the same
+way, with every tokenizer that gives offsets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
+
+from hf_mtl.errors import DataError, ModelError, SpecError
+from hf_mtl.model.encoders.base import max_positions
+from hf_mtl.model.heads.base import Words
+
+DEFAULT_MAX_LENGTH = 512
+# Scripts written without spaces: Han, kana, Hangul is spaced, Thai, Lao, Khmer and Myanmar are not.
+_UNSPACED = (
+    r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}，。、？！；：「」『』（）]")
+# A character of an unspaced script, a run of letters and digits with their marks, or one sign of any other kind.
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\w\u0300-\u036f\u0900-\u0dff\u064b-\u065f\u200d])+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What users hand in for one row: a text (and perhaps its pair), or tokens.
+
+    Args:
+        text: the text; the tokens joined, where tokens were given.
+        text_pair: the second text of a pair.
+        word_spans: character offsets of the words, `(num_words, 2)`; `None` where nobody asks for words.
+        tokens_given: whether the words are tokens that the user gave.
+    """
+
+    text: str
+    text_pair: str | None = None
+    word_spans: np.ndarray | None = None
+    tokens_given: bool = False
+
+    @classmethod
+    def of(
+        cls, text: Any = None, text_pair: Any = None, tokens: Any = None, *, split_words: bool = False
+    ) -> Inputs:
+        """Check and take in what a row holds.
+
+        Args:
+            text: a string; `None` counts as an empty text where there are no tokens.
+            text_pair: a string or `None`.
+            tokens: a list of strings, used instead of `text`.
+            split_words: whether to split a text into words, for tasks that answer word by word.
+
+        Raises:
+            DataError: a value is of the wrong kind.
+        """
+        if text_pair is not None and not isinstance(text_pair, str):
+            raise DataError(f"text_pair is {text_pair!r}", mend="give text_pair as a string")
+        if tokens is not None:
+            joined, spans = join_tokens(tokens)
+            return cls(joined, text_pair, spans, tokens_given=True)
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"text is {text!r}", mend="give text as a string")
+        text = text or ""
+        return cls(text, text_pair, word_spans(text) if split_words else None)
+
+
+def word_spans(text: str) -> np.ndarray:
+    """Split a text of any script into words, signs and, where no spaces are written, characters.
+
+    Returns:
+        Character offsets `[start, end)`, shape `(num_words, 2)`.
+
+    Example:
+        >>> [("Don't stop, 上海!"[start:end]) for start, end in word_spans("Don't stop, 上海!")]
+        ['Don', "'", 't', 'stop', ',', '上', '海', '!']
+    """
+    return np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
+
+
+def join_tokens(tokens: Sequence[str] | np.ndarray) -> tuple[str, np.ndarray]:
+    """Join tokens to a text, with a space between two of them unless both sides belong to a script without spaces.
+
+    Returns:
+        The text and the character offsets of the tokens, shape `(num_tokens, 2)`.
+
+    Raises:
+        DataError: the tokens are not a list of strings.
+
+    Example:
+        >>> join_tokens(["to", "上", "海"])[0]
+        'to 上海'
+    """
+    if isinstance(tokens, str) or not isinstance(tokens, list | tuple | np.ndarray):
+        raise DataError(f"tokens is {tokens!r}", mend="give tokens as a list of strings")
+    parts: list[str] = []
+    spans: list[tuple[int, int]] = []
+    position, previous = 0, ""
+    for token in tokens:
+        if not isinstance(token, str):
+            raise DataError(f"token {token!r} is not a string", mend="write every token as a string")
+        if parts and not (_is_unspaced(previous[-1:]) and _is_unspaced(token[:1])):
+            parts.append(" ")
+            position += 1
+        parts.append(token)
+        spans.append((position, position + len(token)))
+        position, previous = position + len(token), token
+    return "".join(parts), np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def _is_unspaced(character: str) -> bool:
+    return bool(_UNSPACED_CHARACTER.match(character))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as the encoder reads them.
+
+    Args:
+        input_ids: token ids per row, special tokens included, at least one.
+        token_type_ids: segment ids per row; `None` for rows without a second text.
+        first_tokens: per row the position of each word's first token, -1 where it was cut off or has none; `None` for
+            rows without words.
+        truncated: per row whether tokens were cut off.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int] | None]
+    first_tokens: list[np.ndarray | None]
+    truncated: list[bool]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs]) -> Encoded:
+    """Tokenize rows, cut to `tokenizer.model_max_length` tokens.
+
+    Args:
+        tokenizer: a tokenizer whose `model_max_length` is the number of tokens the model reads.
+        rows: the rows; those with and without a second text may be mixed.
+
+    Raises:
+        ModelError: words are asked for and the tokenizer gives no offsets.
+    """
+    single = [index for index, row in enumerate(rows) if row.text_pair is None]
+    paired = [index for index, row in enumerate(rows) if row.text_pair is not None]
+    encoded = Encoded([[]] * len(rows), [None] * len(rows), [None] * len(rows), [False] * len(rows))
+    for indices in (single, paired):
+        if indices:
+            _encode_into(encoded, tokenizer, rows, indices)
+    return encoded
+
+
+def _encode_into(
+    encoded: Encoded, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], indices: Sequence[int]
+) -> None:
+    chosen = [rows[index] for index in indices]
+    pairs = [row.text_pair for row in chosen if row.text_pair is not None] or None
+    with_words = any(row.word_spans is not None for row in chosen)
+    if with_words and not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} gives no character offsets, which tagging needs",
+            mend="use an encoder that has a fast tokenizer",
+        )
+    batch = tokenizer(
+        [row.text for row in chosen],
+        pairs,
+        truncation=True,
+        padding=False,
+        max_length=tokenizer.model_max_length,
+        return_attention_mask=False,
+        return_offsets_mapping=with_words,
+    )
+    input_ids: Any = batch["input_ids"]
+    token_types: Any = batch.get("token_type_ids") if pairs else None
+    for place, index in enumerate(indices):
+        encoded.input_ids[index] = input_ids[place] or [_stand_in(tokenizer)]
+        encoded.token_type_ids[index] = token_types[place] if token_types else None
+        encoded.truncated[index] = _is_truncated(tokenizer, batch, place)
+        spans = chosen[place].word_spans
+        if spans is not None:
+            offsets = np.array(batch["offset_mapping"][place], dtype=np.int64).reshape(-1, 2)
+            in_text = np.array([number == 0 for number in batch.sequence_ids(place)], dtype=bool)
+            encoded.first_tokens[index] = find_words(spans, offsets, in_text)
+
+
+def find_words(spans: np.ndarray, offsets: np.ndarray, in_text: np.ndarray) -> np.ndarray:
+    """Find the first token of each word.
+
+    Args:
+        spans: character offsets of the words, ascending, `(num_words, 2)`.
+        offsets: character offsets of the tokens, `(num_tokens, 2)`.
+        in_text: whether a token belongs to the text the spans point into, `(num_tokens,)`.
+
+    Returns:
+        Position of the first token that shares a character with the word, -1 where none does, `(num_words,)`.
+    """
+    tokens = np.flatnonzero(in_text & (offsets[:, 1] > offsets[:, 0]))
+    if not len(tokens) or not len(spans):
+        return np.full(len(spans), -1, dtype=np.int64)
+    place = np.searchsorted(offsets[tokens, 1], spans[:, 0], side="right")  # the first token that ends after the start
+    first = tokens[np.minimum(place, len(tokens) - 1)]
+    found = (place < len(tokens)) & (offsets[first, 0] < spans[:, 1])
+    return np.where(found, first, -1)
+
+
+def words_of(row: Inputs, first_tokens: np.ndarray | None) -> Words | None:
+    """Return a row's words together with the tokens that stand for them; `None` for a row without words."""
+    if row.word_spans is None or first_tokens is None:
+        return None
+    return Words(row.text, row.word_spans, np.asarray(first_tokens, dtype=np.int64), given=row.tokens_given)
+
+
+def _is_truncated(tokenizer: PreTrainedTokenizerBase, batch: Any, place: int) -> bool:
+    if tokenizer.is_fast:
+        return bool(batch.encodings[place].overflowing)
+    return len(batch["input_ids"][place]) >= tokenizer.model_max_length
+
+
+def _stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return a token for a text that has none (decoders add no special tokens): an encoder needs one to read."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def set_max_length(
+    tokenizer: PreTrainedTokenizerBase, encoder_config: PreTrainedConfig, max_length: int | None = None
+) -> int:
+    """Settle how many tokens a row may have, and keep it in the tokenizer, where it is saved and loaded with the model.
+
+    Args:
+        tokenizer: gets the number as its `model_max_length`.
+        encoder_config: configuration of the encoder, for the number of its positions.
+        max_length: the number asked for; without it the least of the tokenizer's, the encoder's and 512.
+
+    Returns:
+        The number of tokens, special tokens included.
+
+    Raises:
+        SpecError: `max_length` is less than 8 or more than the encoder can read.
+    """
+    positions = max_positions(encoder_config)
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit is not None and limit < 10**6]
+    if max_length is None:
+        length = min([*limits, DEFAULT_MAX_LENGTH])
+    elif max_length < 8 or (positions is not None and max_length > positions):
+        allowed = f"8 to {positions}" if positions is not None else "8 or more"
+        raise SpecError(f"max_length is {max_length}", mend=f"use {allowed}")
+    else:
+        length = max_length
+    tokenizer.model_max_length = length
+    return length

@@ -1,0 +1,631 @@
+"""What each kind of task is scored with: `evaluate.Metric` subclasses that need neither network nor files.
+
+Every metric reduces its rows to statistics, and computes its scores from statistics under row weights. All weights 1
+gives `compute`; the weights of a resample give one draw of a bootstrap (`hf_mtl.evaluation.intervals`), so both come from
+the same formulas. Where there is nothing to score (no rows, or no row with a known label) every value is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+
+from hf_mtl.configuration import SCHEMES
+from hf_mtl.errors import DataError, SpecError, one_of
+from hf_mtl.model.heads.token_classification import OUTSIDE, UNKNOWN_TAG
+
+Disagreement = tuple[Hashable, Hashable]
+"""What a label should have been and what was predicted; `None` stands for the absence of one."""
+
+
+class TaskMetric(evaluate.Metric):
+    """A metric with several values, one of them the primary: `compute`, `add`, `add_batch` and `evaluate.combine` work.
+
+    Rows that are added are kept in memory; `compute(predictions=..., references=...)` reads its lists as they are.
+
+    Args:
+        scheme: `"IOB2"` or `"IOBES"` for strict spans; only metrics that list it in `schemes` take one.
+        options: arguments of `evaluate.Metric`.
+
+    Raises:
+        SpecError: this metric has no such scheme.
+    """
+
+    name: ClassVar[str]  # pyright: ignore[reportIncompatibleMethodOverride]
+    keys: ClassVar[tuple[str, ...]]
+    primary: ClassVar[str]
+    row_features: ClassVar[tuple[Any, Any]]
+    """The types of one row's prediction and reference."""
+    schemes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *, scheme: str | None = None, **options: Any) -> None:
+        if scheme is not None and scheme not in self.schemes:
+            raise SpecError(
+                f"the metric {self.name!r} has no scheme {scheme!r}", mend=f"use one of {one_of((*self.schemes, None))}"
+            )
+        self.scheme = scheme
+        options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
+        super().__init__(**options)
+
+    # ------------------------------------------------------------------ what each kind of task says
+
+    @abstractmethod
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        """Reduce every row to the numbers that scores are made of.
+
+        Args:
+            predictions: one per row, at least one.
+            references: one per row.
+
+        Returns:
+            `(rows, k)` in float64.
+
+        Raises:
+            DataError: a row is not of the kind this metric reads.
+        """
+
+    def scores(self, statistics: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute every value under row weights.
+
+        Args:
+            statistics: `(rows, k)`, from `statistics`.
+            weights: how often each row counts, whole numbers in float64, `(resamples, rows)`.
+
+        Returns:
+            Per key an array `(resamples,)`.
+        """
+        return self.from_sums(weights @ statistics)
+
+    def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute every value from statistics summed over rows, `(resamples, k)`; for metrics that are made of sums."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def disagreements(
+        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
+    ) -> list[Disagreement]:
+        """List what one row got wrong as pairs of reference label and predicted label; empty for numbers.
+
+        Args:
+            prediction: the row's prediction.
+            reference: the row's reference.
+            labels: the task's label names, for metrics whose rows hold positions rather than names.
+        """
+
+    def error(self, prediction: Any, reference: Any) -> float:
+        """Return how wrong one row is: 0 where it is right, else the number of wrong items or the absolute error."""
+        return float(len(self.disagreements(prediction, reference)))
+
+    def readable(self, value: Any, *, labels: Sequence[str] | None = None) -> Any:
+        """Return a row's prediction or reference as people read it, with label names instead of positions."""
+        return value
+
+    # ------------------------------------------------------------------ evaluate.Metric
+
+    def compute(
+        self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None, **kwargs: Any
+    ) -> dict[str, float] | None:
+        """Score the rows given here and added before.
+
+        Args:
+            predictions: one per row.
+            references: one per row.
+            kwargs: nothing more is taken.
+
+        Returns:
+            A float per key, NaN where there is nothing to score; `None` on processes other than the first.
+
+        Raises:
+            DataError: there were no rows to read, or they cannot be scored.
+        """
+        if kwargs:
+            raise SpecError(f"the metric {self.name!r} has no option {next(iter(kwargs))!r}", mend="leave it out")
+        if predictions is None and references is None:
+            if self.writer is None:
+                raise DataError(
+                    f"the metric {self.name!r} was handed no rows",
+                    mend="give predictions and references, or call add or add_batch first",
+                )
+            return super().compute()
+        check_lengths(predictions, references)
+        if self.writer is None and self.num_process == 1:
+            return self._compute(predictions=predictions, references=references)
+        return super().compute(predictions=predictions, references=references)
+
+    def add_batch(
+        self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Keep a batch of rows for `compute`.
+
+        Args:
+            predictions: one per row.
+            references: one per row.
+            kwargs: nothing more is taken.
+
+        Raises:
+            DataError: the numbers of rows differ.
+            ValueError: a row is of the wrong type.
+        """
+        check_lengths(predictions, references)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def _info(self) -> evaluate.EvaluationModuleInfo:
+        prediction, reference = self.row_features
+        return evaluate.MetricInfo(
+            description=type(self).__doc__ or "",
+            citation="",
+            inputs_description="",
+            features=Features({"predictions": prediction, "references": reference}),
+        )
+
+    def _compute(
+        self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None, **kwargs: Any
+    ) -> dict[str, float]:
+        rows = check_lengths(predictions, references)
+        if rows == 0:
+            return dict.fromkeys(self.keys, math.nan)
+        scores = self.scores(self.statistics(predictions or (), references or ()), np.ones((1, rows)))
+        return {key: float(scores[key][0]) for key in self.keys}
+
+    def _build_data_dir(self) -> str:
+        # evaluate makes a folder in the user's cache even where no file is ever written to it.
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
+    def _enforce_nested_string_type(self, schema: Any, obj: Any) -> None:
+        # evaluate 0.4.6 accepts None among a row's strings, but not a first row of None alone.
+        if obj is not None:
+            super()._enforce_nested_string_type(schema, obj)
+
+
+class ClassificationMetric(TaskMetric):
+    """Accuracy, F1 (macro, micro, weighted) and Matthews correlation of label names, as scikit-learn defines them.
+
+    F1 of a label is 0 where it is never right; the macro mean is over the labels that occur.
+
+    Source: Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004 (mcc).
+    """
+
+    name = "classification"
+    keys = ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "mcc")
+    primary = "accuracy"
+    row_features = (Value("string"), Value("string"))
+
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        return label_counts([[value] for value in predictions], [[value] for value in references])
+
+    def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        right, predicted, true = per_label(sums, 3)  # each (resamples, labels)
+        rows = true.sum(axis=1)
+        f1 = ratio(2 * right, predicted + true)
+        accuracy = ratio(right.sum(axis=1), rows, empty=math.nan)
+        covariance = right.sum(axis=1) * rows - (predicted * true).sum(axis=1)
+        spread = np.sqrt(rows**2 - (predicted**2).sum(axis=1)) * np.sqrt(rows**2 - (true**2).sum(axis=1))
+        return {
+            "accuracy": accuracy,
+            "f1_macro": ratio(f1.sum(axis=1), (predicted + true > 0).sum(axis=1), empty=math.nan),
+            "f1_micro": accuracy,  # every row has one label, so a wrong one is one false positive and one false negative
+            "f1_weighted": ratio((f1 * true).sum(axis=1), rows, empty=math.nan),
+            "mcc": ratio(covariance, spread),
+        }
+
+    def disagreements(
+        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
+    ) -> list[Disagreement]:
+        return [(reference, prediction)] if prediction != reference else []
+
+
+class MultiLabelMetric(TaskMetric):
+    """F1 (micro, macro over labels) and subset accuracy of rows of 0 and 1, as scikit-learn defines them.
+
+    A reference of -1 is unknown: that label of that row counts nowhere. Labels that no row knows are left out of the macro
+    mean, rows without a known label out of the subset accuracy.
+    """
+
+    name = "multi_label"
+    keys = ("f1_micro", "f1_macro", "subset_accuracy")
+    primary = "f1_micro"
+    row_features = (List(Value("int64")), List(Value("int64")))
+
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        predicted = _flags(predictions, "predictions", (0, 1))
+        true = _flags(references, "references", (0, 1, -1))
+        if predicted.shape != true.shape:
+            raise DataError(f"{predicted.shape[1]} labels per prediction, {true.shape[1]} per reference")
+        known = true >= 0
+        flags = (known & (predicted == 1) & (true == 1), known & (predicted == 1), known & (true == 1), known)
+        any_known = known.any(axis=1)
+        exact = any_known & ((predicted == true) | ~known).all(axis=1)
+        return np.column_stack((*flags, any_known, exact)).astype(np.float64)
+
+    def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        right, predicted, true, known = per_label(sums[:, :-2], 4)  # each (resamples, labels)
+        rows, exact = sums[:, -2], sums[:, -1]
+        micro = ratio(2 * right.sum(axis=1), (predicted + true).sum(axis=1))
+        return {
+            "f1_micro": np.where(rows > 0, micro, math.nan),
+            "f1_macro": ratio(ratio(2 * right, predicted + true).sum(axis=1), (known > 0).sum(axis=1), empty=math.nan),
+            "subset_accuracy": ratio(exact, rows, empty=math.nan),
+        }
+
+    def disagreements(
+        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
+    ) -> list[Disagreement]:
+        names = labels or [str(index) for index in range(len(reference))]
+        return [
+            (name, None) if true else (None, name)
+            for name, predicted, true in zip(names, prediction, reference, strict=True)
+            if true >= 0 and predicted != true
+        ]
+
+    def readable(self, value: Any, *, labels: Sequence[str] | None = None) -> Any:
+        """Return the list of the labels present; where some are unknown, a mapping from each known label to its truth."""
+        flags = list(zip(labels or map(str, range(len(value))), value))
+        if any(flag < 0 for _, flag in flags):
+            return {label: bool(flag) for label, flag in flags if flag >= 0}
+        return [label for label, flag in flags if flag]
+
+
+class RegressionMetric(TaskMetric):
+    """Pearson's and Spearman's correlation and the root mean squared error, in the unit of the references.
+
+    Correlations are NaN where predictions or references are all the same; every value is NaN where a number is not finite.
+    """
+
+    name = "regression"
+    keys = ("pearson", "spearman", "rmse")
+    primary = "spearman"
+    row_features = (Value("float64"), Value("float64"))
+
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        try:
+            return np.column_stack((np.asarray(predictions, np.float64), np.asarray(references, np.float64)))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a number was expected: {error}", mend="give one number per row") from None
+
+    def scores(self, statistics: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+        if not np.isfinite(statistics).all():
+            return {key: np.full(len(weights), math.nan) for key in self.keys}
+        predicted, true = statistics.T
+        predicted_ranks, true_ranks = average_ranks(predicted, weights), average_ranks(true, weights)
+        spearman = correlation(predicted_ranks, true_ranks, weights)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = (weights * (predicted - true) ** 2).sum(axis=1)
+            # Ranks are exact, so they tell equal numbers from numbers that differ by rounding alone.
+            pearson = np.where(np.isnan(spearman), math.nan, correlation(predicted, true, weights))
+        return {"pearson": pearson, "spearman": spearman, "rmse": np.sqrt(squares / weights.sum(axis=1))}
+
+    def disagreements(
+        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
+    ) -> list[Disagreement]:
+        return []
+
+    def error(self, prediction: Any, reference: Any) -> float:
+        difference = abs(float(prediction) - float(reference))
+        return math.inf if math.isnan(difference) else difference
+
+
+class SpansMetric(TaskMetric):
+    """Precision, recall and F1 over spans of BIO or IOBES tags, as seqeval defines them (micro); 0 where undefined.
+
+    Without a scheme spans are read leniently, as conlleval does; with one, as seqeval's strict mode does. A reference of
+    `None` is a word without a label: it is dropped on both sides. A predicted `_` (a word the model did not see) counts
+    as `O`.
+
+    Source: Ramshaw and Marcus, Text chunking using transformation-based learning, 1995; https://github.com/chakki-works/seqeval.
+    """
+
+    name = "spans"
+    keys = ("precision", "recall", "f1")
+    primary = "f1"
+    row_features = (List(Value("string")), List(Value("string")))
+    schemes = SCHEMES
+
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        read = self._span_reader()
+        counts = np.zeros((len(references), 4))
+        for index, (prediction, reference) in enumerate(labelled_words(predictions, references)):
+            predicted, true = read(prediction, f"predictions[{index}]"), read(reference, f"references[{index}]")
+            counts[index] = len(predicted & true), len(predicted), len(true), len(reference)
+        return counts
+
+    def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        right, predicted, true, words = sums.T
+        scores = {
+            "precision": ratio(right, predicted),
+            "recall": ratio(right, true),
+            "f1": ratio(2 * right, predicted + true),
+        }
+        return {key: np.where(words > 0, score, math.nan) for key, score in scores.items()}
+
+    def disagreements(
+        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
+    ) -> list[Disagreement]:
+        return word_disagreements(prediction, reference)
+
+    def error(self, prediction: Any, reference: Any) -> float:
+        """Return the number of spans that are missed or wrongly predicted."""
+        read = self._span_reader()
+        predicted, true = next(iter(labelled_words([prediction], [reference])))
+        return float(len(read(predicted, "prediction") ^ read(true, "reference")))
+
+    def _span_reader(self) -> Callable[[list[str], str], set[Any]]:
+        from seqeval import scheme as seqeval_schemes
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        strict = getattr(seqeval_schemes, self.scheme) if self.scheme else None
+        prefixes = ("B-", "I-") if self.scheme == "IOB2" else ("B-", "I-", "E-", "S-")
+
+        def read(tags: list[str], where: str) -> set[Any]:
+            tags = [OUTSIDE if tag == UNKNOWN_TAG else tag for tag in tags]
+            for tag in tags:
+                if tag != OUTSIDE and not tag.startswith(prefixes):
+                    raise DataError(
+                        f"{tag!r} is not {f'a tag of {self.scheme}' if strict else 'a span tag'}",
+                        where=where,
+                        mend=f"use {OUTSIDE!r} and tags that begin with {one_of(prefixes)}",
+                    )
+            if strict is None:
+                return set(get_entities(tags))
+            return {entity.to_tuple() for entity in seqeval_schemes.Tokens(tags, strict).entities}
+
+        return read
+
+
+class TagsMetric(TaskMetric):
+    """Accuracy and macro F1 over all words of plain tags, as scikit-learn defines them.
+
+    A reference of `None` is a word without a label: it is dropped on both sides.
+    """
+
+    name = "tags"
+    keys = ("accuracy", "f1_macro")
+    primary = "accuracy"
+    row_features = (List(Value("string")), List(Value("string")))
+
+    def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        rows = list(labelled_words(predictions, references))
+        return label_counts([prediction for prediction, _ in rows], [reference for _, reference in rows])
+
+    def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        right, predicted, true = per_label(sums, 3)  # each (resamples, labels)
+        f1 = ratio(2 * right, predicted + true)
+        return {
+            "accuracy": ratio(right.sum(axis=1), true.sum(axis=1), empty=math.nan),
+            "f1_macro": ratio(f1.sum(axis=1), (predicted + true > 0).sum(axis=1), empty=math.nan),
+        }
+
+    def disagreements(
+        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
+    ) -> list[Disagreement]:
+        return word_disagreements(prediction, reference)
+
+
+METRICS: dict[str, type[TaskMetric]] = {
+    metric.name: metric
+    for metric in (ClassificationMetric, MultiLabelMetric, RegressionMetric, SpansMetric, TagsMetric)
+}
+
+
+def load_metric(name: str, *, scheme: str | None = None) -> TaskMetric:
+    """Make the metric of that name; needs no network.
+
+    Args:
+        name: a key of `METRICS`, as `TaskHead.metric_name` gives it.
+        scheme: `"IOB2"` or `"IOBES"` for strict spans.
+
+    Returns:
+        A metric without rows.
+
+    Raises:
+        SpecError: there is no metric of that name, or it has no such scheme.
+
+    Example:
+        >>> scores = load_metric("spans").compute(predictions=[["B-city", "O"]], references=[["B-city", "B-day"]])
+        >>> scores["precision"], scores["recall"]
+        (1.0, 0.5)
+    """
+    if name not in METRICS:
+        raise SpecError(f"{name!r} is not a metric", mend=f"use one of {one_of(METRICS)}")
+    return METRICS[name](scheme=scheme)
+
+
+def average(results: Mapping[str, Mapping[str, float]], primaries: Mapping[str, str]) -> float:
+    """Return the mean of the tasks' primary values; NaN counts as 0, so that a broken task cannot raise the mean.
+
+    Args:
+        results: per task the values of its metric.
+        primaries: per task the key of its primary value; tasks that are not in `results` are ignored.
+
+    Returns:
+        The mean, in the range of the primary values.
+
+    Raises:
+        DataError: there is no task, or a task has no primary value.
+
+    Example:
+        >>> average({"topic": {"accuracy": 0.9}, "names": {"f1": 0.7}}, {"topic": "accuracy", "names": "f1"})
+        0.8
+    """
+    if not results:
+        raise DataError("there is no task to average over", mend="evaluate at least one task")
+    values: list[float] = []
+    for task, scores in results.items():
+        key = primaries.get(task)
+        if key is None or key not in scores:
+            raise DataError(f"the primary value {key!r} is missing", where=f"task {task!r}", mend="name one it has")
+        values.append(0.0 if math.isnan(scores[key]) else float(scores[key]))
+    return math.fsum(values) / len(values)
+
+
+# ---------------------------------------------------------------------- rows to counts
+
+
+def check_lengths(predictions: Sequence[Any] | None, references: Sequence[Any] | None) -> int:
+    """Return the number of rows.
+
+    Raises:
+        DataError: one side is missing, or the numbers of rows differ.
+    """
+    if predictions is None or references is None:
+        missing = "predictions" if predictions is None else "references"
+        raise DataError(f"{missing} are missing", mend="give predictions and references together")
+    if len(predictions) != len(references):
+        raise DataError(
+            f"{len(predictions)} predictions for {len(references)} references", mend="give one prediction per reference"
+        )
+    return len(references)
+
+
+def labelled_words(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str | None]]
+) -> Iterable[tuple[list[str], list[str]]]:
+    """Yield each row's predicted and reference tags without the words whose reference is `None`.
+
+    Raises:
+        DataError: a row has more tags on one side, or is not a list of tags.
+
+    Example:
+        >>> list(labelled_words([["O", "B-city"]], [[None, "B-city"]]))
+        [(['B-city'], ['B-city'])]
+    """
+    for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        if isinstance(prediction, str) or isinstance(reference, str):
+            raise DataError("a text instead of a list of tags", where=f"row {index}", mend="give one tag per word")
+        if len(prediction) != len(reference):
+            raise DataError(
+                f"{len(prediction)} predicted tags for {len(reference)} reference tags",
+                where=f"predictions[{index}]",
+                mend="give one tag per word",
+            )
+        kept = [(predicted, true) for predicted, true in zip(prediction, reference, strict=True) if true is not None]
+        yield [predicted for predicted, _ in kept], [true for _, true in kept]
+
+
+def word_disagreements(prediction: Sequence[str], reference: Sequence[str | None]) -> list[Disagreement]:
+    """List the (reference, predicted) tags of the labelled words whose tags differ.
+
+    Example:
+        >>> word_disagreements(["NOUN", "VERB"], ["VERB", None])
+        [('VERB', 'NOUN')]
+    """
+    predicted_tags, true_tags = next(iter(labelled_words([prediction], [reference])))
+    return [(true, predicted) for predicted, true in zip(predicted_tags, true_tags, strict=True) if predicted != true]
+
+
+def label_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Count per row how often each label is right, predicted and true.
+
+    Args:
+        predictions: label names per row, ragged.
+        references: label names per row, as many as predicted.
+
+    Returns:
+        `(rows, 3 * labels)` in float64: right, predicted and true for each label in alphabetical order.
+
+    Raises:
+        DataError: a label is not text.
+
+    Example:
+        >>> label_counts([["a", "b"]], [["a", "a"]])
+        array([[1., 0., 1., 1., 2., 0.]])
+    """
+    names = set[str](chain.from_iterable(chain(predictions, references)))
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{name!r} is not a label name", mend="give labels as text")
+    codes = {name: code for code, name in enumerate(sorted(names))}
+    predicted = np.array([codes[name] for row in predictions for name in row], dtype=np.int64)
+    true = np.array([codes[name] for row in references for name in row], dtype=np.int64)
+    row = np.repeat(np.arange(len(references)), [len(labels) for labels in references])
+    counts = np.zeros((len(references), 3, len(codes)))
+    np.add.at(counts, (row, 0, true), predicted == true)
+    np.add.at(counts, (row, 1, predicted), 1.0)
+    np.add.at(counts, (row, 2, true), 1.0)
+    return counts.reshape(len(references), 3 * len(codes))
+
+
+def _flags(rows: Sequence[Any], side: str, allowed: tuple[int, ...]) -> np.ndarray:
+    try:
+        flags = np.array(rows)
+    except ValueError:
+        flags = np.array(None)
+    if flags.ndim != 2:
+        raise DataError("the rows are not lists of equal length", where=side, mend="give one number per label")
+    wrong = ~np.isin(flags, allowed)
+    if wrong.any():
+        index = int(np.argwhere(wrong)[0, 0])
+        raise DataError(f"{flags[wrong][0]} in a row", where=f"{side}[{index}]", mend=f"use {one_of(allowed)}")
+    return flags
+
+
+# ---------------------------------------------------------------------- counts to scores
+
+
+def per_label(sums: np.ndarray, count: int) -> np.ndarray:
+    """Part sums `(resamples, count * labels)` into `(count, resamples, labels)`."""
+    return np.moveaxis(sums.reshape(len(sums), count, -1 if sums.shape[1] else 0), 1, 0)
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float = 0.0) -> np.ndarray:
+    """Divide, with `empty` wherever the denominator is 0.
+
+    Example:
+        >>> ratio(np.array([1.0, 1.0]), np.array([2.0, 0.0]))
+        array([0.5, 0. ])
+    """
+    out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), empty)
+    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+
+
+def average_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Rank numbers of which each occurs as often as its weight says; ties share the mean of their ranks.
+
+    Args:
+        values: `(rows,)`.
+        weights: whole numbers, `(resamples, rows)`.
+
+    Returns:
+        The rank of every row in every resample, `(resamples, rows)`; without meaning where a weight is 0.
+
+    Example:
+        >>> average_ranks(np.array([5.0, 1.0, 5.0]), np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]]))
+        array([[2.5, 1. , 2.5], [2.5, 1. , 2.5]])
+    """
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    group = np.empty(len(values), dtype=np.int64)
+    group[order] = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(values))))
+    sizes = np.add.reduceat(weights[:, order], first, axis=1)  # (resamples, distinct values)
+    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    return ranks[:, group]
+
+
+def correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted Pearson correlation per resample, NaN where one side does not vary.
+
+    Args:
+        first: `(rows,)` or `(resamples, rows)`.
+        second: like `first`.
+        weights: `(resamples, rows)`.
+
+    Returns:
+        `(resamples,)`, within [-1, 1].
+
+    Example:
+        >>> correlation(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]), np.ones((1, 3)))
+        array([1.])
+    """
+    count = weights.sum(axis=1, keepdims=True)
+    first = first - (weights * first).sum(axis=1, keepdims=True) / count
+    second = second - (weights * second).sum(axis=1, keepdims=True) / count
+    weighted = weights * first
+    spread = np.sqrt((weighted * first).sum(axis=1)) * np.sqrt((weights * second**2).sum(axis=1))
+    return np.clip(ratio((weighted * second).sum(axis=1), spread, empty=math.nan), -1.0, 1.0)

@@ -1,0 +1,167 @@
+"""`EncoderAdapter`: how one family of encoder architectures is built, loaded and run."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from hf_mtl.errors import ModelError
+from hf_mtl.registry import ENCODERS
+
+
+class EncoderAdapter(ABC):
+    """What differs between families of encoders; stateless, one subclass per family."""
+
+    default_pooling: ClassVar[str] = "mean"
+    """Pooling of tasks whose spec names none."""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, config: PreTrainedConfig) -> bool:
+        """Tell whether encoders with this configuration belong to the family."""
+
+    @classmethod
+    @abstractmethod
+    def auto_class(cls) -> Any:
+        """Return the transformers Auto class that builds and loads the family."""
+
+    @classmethod
+    def model_kwargs(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return arguments for the encoder's constructor: no pooling layer of its own, where it can be left out."""
+        mapping = cls.auto_class()._model_mapping
+        model_class = mapping[type(config)] if type(config) in mapping else None
+        accepts = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+        return {"add_pooling_layer": False} if accepts else {}
+
+    @classmethod
+    def build(cls, config: PreTrainedConfig) -> PreTrainedModel:
+        """Build an encoder with random weights, in torch's default dtype."""
+        # A config saved from a bf16 model would otherwise give a bf16 encoder under float32 heads.
+        dtype = torch.get_default_dtype()
+        return cls.auto_class().from_config(config, dtype=dtype, **cls.model_kwargs(config))
+
+    @classmethod
+    def load(cls, name_or_path: str, config: PreTrainedConfig, **hub_kwargs: Any) -> PreTrainedModel:
+        """Load a pretrained encoder from the Hub or a folder.
+
+        Raises:
+            ModelError: it cannot be found, or the checkpoint lacks weights of the encoder.
+        """
+        try:
+            encoder, info = cls.auto_class().from_pretrained(
+                name_or_path, config=config, output_loading_info=True, **cls.model_kwargs(config), **hub_kwargs
+            )
+        except (OSError, ValueError) as error:
+            raise encoder_not_found(name_or_path, error) from error
+        missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise ModelError(
+                f"the checkpoint lacks {len(missing)} weights of the encoder, {missing[0]!r} among them",
+                where=f"encoder {name_or_path!r}",
+                mend="name a checkpoint that holds a whole encoder; random weights are never used in their place",
+            )
+        return encoder
+
+    @classmethod
+    def run(cls, encoder: PreTrainedModel, inputs: dict[str, Tensor | None], **options: Any) -> BaseModelOutput:
+        """Run the encoder on those of the inputs that it knows.
+
+        Args:
+            encoder: the encoder.
+            inputs: `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`, each `(batch_size, seq_len)`, and
+                `inputs_embeds` `(batch_size, seq_len, hidden_size)`; `None` where not given.
+            options: `output_attentions` and `output_hidden_states`.
+
+        Returns:
+            An output with `last_hidden_state` `(batch_size, seq_len, hidden_size)`.
+        """
+        known = inspect.signature(encoder.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        given = {name: value for name, value in inputs.items() if value is not None and name in known}
+        chosen = {name: value for name, value in options.items() if value is not None and (name in known or takes_any)}
+        return encoder(**given, **chosen, return_dict=True)
+
+
+def adapter_for(config: PreTrainedConfig) -> type[EncoderAdapter]:
+    """Return the adapter of the family that an encoder's configuration belongs to.
+
+    Raises:
+        ModelError: no family knows it.
+    """
+    for name in ENCODERS.names():
+        adapter = ENCODERS.get(name)
+        if adapter.matches(config):
+            return adapter
+    raise ModelError(
+        f"no encoder adapter knows the architecture {config.model_type!r}",
+        mend="name a text encoder or decoder that AutoModel loads",
+    )
+
+
+def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel:
+    """Load a pretrained text encoder.
+
+    Args:
+        name_or_path: id on the Hub, or a folder.
+        hub_kwargs: passed to `from_pretrained`: `revision`, `token`, `cache_dir`, `trust_remote_code`, `dtype` and others.
+
+    Raises:
+        ModelError: it cannot be found, no adapter knows its architecture, or weights are missing.
+    """
+    name = str(name_or_path)
+    config = load_encoder_config(name, **hub_kwargs)
+    return adapter_for(config).load(name, config, **hub_kwargs)
+
+
+def load_encoder_config(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedConfig:
+    """Load the configuration of an encoder from the Hub or a folder; arguments and errors as in `load_encoder`."""
+    name = str(name_or_path)
+    config_kwargs = {key: value for key, value in hub_kwargs.items() if key not in ("dtype", "device_map")}
+    try:
+        return AutoConfig.from_pretrained(name, **config_kwargs)
+    except (OSError, ValueError) as error:
+        raise encoder_not_found(name, error) from error
+
+
+def encoder_not_found(name_or_path: str, error: Exception) -> ModelError:
+    """Say where an encoder was looked for, and why it was not found there."""
+    where = f"encoder {name_or_path!r}"
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    if Path(name_or_path).is_dir():
+        return ModelError(f"the folder on disk holds no usable encoder ({reason})", where=where, mend="check the folder")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
+        return ModelError("looked on disk, there is no such folder", where=where, mend="correct the path")
+    return ModelError(
+        f"there is no such folder on disk, and the Hub did not give it either ({reason})",
+        where=where,
+        mend="correct the name, or check the network and the access token",
+    )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens an encoder can read at once; `None` where nothing limits it."""
+    for name in ("max_position_embeddings", "n_positions"):
+        positions = getattr(config, name, None)
+        if isinstance(positions, int) and positions > 0 and not _has_relative_positions(config):
+            # RoBERTa and its relatives begin to count after the padding index.
+            offset = (config.pad_token_id or 0) + 1 if _counts_after_padding(config) else 0
+            return positions - offset
+    return None
+
+
+def _has_relative_positions(config: PreTrainedConfig) -> bool:
+    return hasattr(config, "relative_attention_num_buckets") and not hasattr(config, "position_embedding_type")
+
+
+def _counts_after_padding(config: PreTrainedConfig) -> bool:
+    return any(word in config.model_type for word in ("roberta", "camembert", "mpnet", "longformer", "data2vec"))
