@@ -8,7 +8,7 @@ way, with every tokenizer that gives offsets.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,7 @@ class Inputs:
     tokens_given: bool = False
 
     @classmethod
-    def of(
-        cls, text: Any = None, text_pair: Any = None, tokens: Any = None, *, split_words: bool = False
-    ) -> Inputs:
+    def of(cls, text: Any = None, text_pair: Any = None, tokens: Any = None, *, split_words: bool = False) -> Inputs:
         """Check and take in what a row holds.
 
         Args:
@@ -70,6 +68,41 @@ class Inputs:
             raise DataError(f"text is {text!r}", mend="give text as a string")
         text = text or ""
         return cls(text, text_pair, word_spans(text) if split_words else None)
+
+
+def read_inputs(
+    row: Any,
+    *,
+    text: str = "text",
+    text_pair: str = "text_pair",
+    tokens: str = "tokens",
+    split_words: bool = False,
+) -> Inputs:
+    """Take in a row as users hand it to a pipeline or keep it in a file.
+
+    Args:
+        row: a text, or a mapping with a text (and perhaps its pair), else with tokens; other keys are not read.
+        text: key of the text.
+        text_pair: key of the second text of a pair.
+        tokens: key of the tokens, read where there is no text.
+        split_words: whether to split a text into words, for tasks that answer word by word.
+
+    Raises:
+        DataError: the row has neither, or a value is of the wrong kind.
+
+    Example:
+        >>> read_inputs({"tokens": ["play", "jazz"]}).text
+        'play jazz'
+    """
+    if isinstance(row, str):
+        return Inputs.of(row, split_words=split_words)
+    if not isinstance(row, Mapping):
+        raise DataError(f"{row!r} is no row", mend=f"give a text, or a mapping with {text!r} or {tokens!r}")
+    if row.get(text) is not None:
+        return Inputs.of(row[text], row.get(text_pair), split_words=split_words)
+    if row.get(tokens) is not None:
+        return Inputs.of(tokens=row[tokens])
+    raise DataError(f"the row has neither {text!r} nor {tokens!r}", mend="give one of them")
 
 
 def word_spans(text: str) -> np.ndarray:

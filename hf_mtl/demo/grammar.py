@@ -223,22 +223,22 @@ def _draw_all(language: str, *, seed: int, draws: int) -> Iterator[Command]:
 
 def _draw(
     sentence: Sentence, walk: TemplateWalk, intent: str, *, language: str, seed: int, draws: int
-) -> Iterator[Command]:
+) -> list[Command]:
     """Walk one template `draws` times; one that needs a list without values is left out."""
     template = sentence.text or ""
     # A generator of its own for each template: a template that comes or goes leaves the others' sentences alone.
     random = Random(f"{seed} {intent} {template} {' '.join(walk.domains)}")
-    seen: set[str] = set()
+    drawn: dict[str, Command] = {}
     for _ in range(draws):
         try:
             tokens, slots = tag_tokens(walk.pieces(sentence.expression, random), language)
         except KeyError as missing:
             logger.warning("template %r of intent %s is left out: no values for %s", template, intent, missing)
-            return
+            return []
         command = Command(tokens=tokens, slots=slots, intent=intent, template=template)
-        if command.tokens and command.text not in seen:
-            seen.add(command.text)
-            yield command
+        if tokens:
+            drawn.setdefault(command.text, command)
+    return list(drawn.values())
 
 
 def _walk_of(block: IntentData, grammar: Intents, language: str) -> TemplateWalk:

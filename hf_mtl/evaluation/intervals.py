@@ -27,8 +27,8 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return percentile bootstrap intervals of every value of a metric, resampling whole rows.
 
-    Rows are reduced to statistics once, and scores are computed for all resamples of a chunk together. Resamples in which a
-    value is not defined are left out of its interval. The same seed gives the same intervals.
+    Rows are reduced to statistics once, and scores are computed for all resamples of a chunk together. Resamples in
+    which a value is not defined are left out of its interval. The same seed gives the same intervals.
 
     Args:
         metric: the metric or its name.

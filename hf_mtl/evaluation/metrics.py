@@ -1,15 +1,15 @@
 """What each kind of task is scored with: `evaluate.Metric` subclasses that need neither network nor files.
 
 Every metric reduces its rows to statistics, and computes its scores from statistics under row weights. All weights 1
-gives `compute`; the weights of a resample give one draw of a bootstrap (`hf_mtl.evaluation.intervals`), so both come from
+gives `compute`; the weights of a resample give one draw of a bootstrap (`hf_mtl.evaluation.intervals`): both come from
 the same formulas. Where there is nothing to score (no rows, or no row with a known label) every value is NaN.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ Disagreement = tuple[Hashable, Hashable]
 """What a label should have been and what was predicted; `None` stands for the absence of one."""
 
 
-class TaskMetric(evaluate.Metric):
+class TaskMetric(evaluate.Metric, ABC):
     """A metric with several values, one of them the primary: `compute`, `add`, `add_batch` and `evaluate.combine` work.
 
     Rows that are added are kept in memory; `compute(predictions=..., references=...)` reads its lists as they are.
@@ -88,9 +88,7 @@ class TaskMetric(evaluate.Metric):
         raise NotImplementedError
 
     @abstractmethod
-    def disagreements(
-        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
-    ) -> list[Disagreement]:
+    def disagreements(self, prediction: Any, reference: Any, labels: Sequence[str] | None = None) -> list[Disagreement]:
         """List what one row got wrong as pairs of reference label and predicted label; empty for numbers.
 
         Args:
@@ -103,7 +101,7 @@ class TaskMetric(evaluate.Metric):
         """Return how wrong one row is: 0 where it is right, else the number of wrong items or the absolute error."""
         return float(len(self.disagreements(prediction, reference)))
 
-    def readable(self, value: Any, *, labels: Sequence[str] | None = None) -> Any:
+    def readable(self, value: Any, labels: Sequence[str] | None = None) -> Any:
         """Return a row's prediction or reference as people read it, with label names instead of positions."""
         return value
 
@@ -179,7 +177,7 @@ class TaskMetric(evaluate.Metric):
         return "" if self.keep_in_memory else super()._build_data_dir()
 
     def _enforce_nested_string_type(self, schema: Any, obj: Any) -> None:
-        # evaluate 0.4.6 accepts None among a row's strings, but not a first row of None alone.
+        # evaluate 0.4.6 takes None among a row's strings, but no first row of None alone (no upstream issue is known).
         if obj is not None:
             super()._enforce_nested_string_type(schema, obj)
 
@@ -203,29 +201,26 @@ class ClassificationMetric(TaskMetric):
     def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         right, predicted, true = per_label(sums, 3)  # each (resamples, labels)
         rows = true.sum(axis=1)
-        f1 = ratio(2 * right, predicted + true)
         accuracy = ratio(right.sum(axis=1), rows, empty=math.nan)
         covariance = right.sum(axis=1) * rows - (predicted * true).sum(axis=1)
         spread = np.sqrt(rows**2 - (predicted**2).sum(axis=1)) * np.sqrt(rows**2 - (true**2).sum(axis=1))
         return {
             "accuracy": accuracy,
-            "f1_macro": ratio(f1.sum(axis=1), (predicted + true > 0).sum(axis=1), empty=math.nan),
-            "f1_micro": accuracy,  # every row has one label, so a wrong one is one false positive and one false negative
-            "f1_weighted": ratio((f1 * true).sum(axis=1), rows, empty=math.nan),
+            "f1_macro": mean_f1(right, predicted, true, predicted + true > 0),
+            "f1_micro": accuracy,  # a row has one label: a wrong one is a false positive and a false negative
+            "f1_weighted": mean_f1(right, predicted, true, true),
             "mcc": ratio(covariance, spread),
         }
 
-    def disagreements(
-        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
-    ) -> list[Disagreement]:
+    def disagreements(self, prediction: Any, reference: Any, labels: Sequence[str] | None = None) -> list[Disagreement]:
         return [(reference, prediction)] if prediction != reference else []
 
 
 class MultiLabelMetric(TaskMetric):
     """F1 (micro, macro over labels) and subset accuracy of rows of 0 and 1, as scikit-learn defines them.
 
-    A reference of -1 is unknown: that label of that row counts nowhere. Labels that no row knows are left out of the macro
-    mean, rows without a known label out of the subset accuracy.
+    A reference of -1 is unknown: that label of that row counts nowhere. Labels that no row knows are left out of the
+    macro mean, rows without a known label out of the subset accuracy.
     """
 
     name = "multi_label"
@@ -250,13 +245,11 @@ class MultiLabelMetric(TaskMetric):
         micro = ratio(2 * right.sum(axis=1), (predicted + true).sum(axis=1))
         return {
             "f1_micro": np.where(rows > 0, micro, math.nan),
-            "f1_macro": ratio(ratio(2 * right, predicted + true).sum(axis=1), (known > 0).sum(axis=1), empty=math.nan),
+            "f1_macro": mean_f1(right, predicted, true, known > 0),
             "subset_accuracy": ratio(exact, rows, empty=math.nan),
         }
 
-    def disagreements(
-        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
-    ) -> list[Disagreement]:
+    def disagreements(self, prediction: Any, reference: Any, labels: Sequence[str] | None = None) -> list[Disagreement]:
         names = labels or [str(index) for index in range(len(reference))]
         return [
             (name, None) if true else (None, name)
@@ -264,9 +257,9 @@ class MultiLabelMetric(TaskMetric):
             if true >= 0 and predicted != true
         ]
 
-    def readable(self, value: Any, *, labels: Sequence[str] | None = None) -> Any:
-        """Return the list of the labels present; where some are unknown, a mapping from each known label to its truth."""
-        flags = list(zip(labels or map(str, range(len(value))), value))
+    def readable(self, value: Any, labels: Sequence[str] | None = None) -> Any:
+        """Return the labels present; where some are unknown, a mapping from each known label to its truth."""
+        flags = list(zip(labels or map(str, range(len(value))), value, strict=True))
         if any(flag < 0 for _, flag in flags):
             return {label: bool(flag) for label, flag in flags if flag >= 0}
         return [label for label, flag in flags if flag]
@@ -275,7 +268,8 @@ class MultiLabelMetric(TaskMetric):
 class RegressionMetric(TaskMetric):
     """Pearson's and Spearman's correlation and the root mean squared error, in the unit of the references.
 
-    Correlations are NaN where predictions or references are all the same; every value is NaN where a number is not finite.
+    Correlations are NaN where predictions or references are all the same; every value is NaN where a number is not
+    finite.
     """
 
     name = "regression"
@@ -301,9 +295,7 @@ class RegressionMetric(TaskMetric):
             pearson = np.where(np.isnan(spearman), math.nan, correlation(predicted, true, weights))
         return {"pearson": pearson, "spearman": spearman, "rmse": np.sqrt(squares / weights.sum(axis=1))}
 
-    def disagreements(
-        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
-    ) -> list[Disagreement]:
+    def disagreements(self, prediction: Any, reference: Any, labels: Sequence[str] | None = None) -> list[Disagreement]:
         return []
 
     def error(self, prediction: Any, reference: Any) -> float:
@@ -314,9 +306,9 @@ class RegressionMetric(TaskMetric):
 class SpansMetric(TaskMetric):
     """Precision, recall and F1 over spans of BIO or IOBES tags, as seqeval defines them (micro); 0 where undefined.
 
-    Without a scheme spans are read leniently, as conlleval does; with one, as seqeval's strict mode does. A reference of
-    `None` is a word without a label: it is dropped on both sides. A predicted `_` (a word the model did not see) counts
-    as `O`.
+    Without a scheme spans are read leniently, as conlleval does; with one, as seqeval's strict mode does. A reference
+    of `None` is a word without a label: it is dropped on both sides. A predicted `_` (a word the model did not see)
+    counts as `O`.
 
     Source: Ramshaw and Marcus, Text chunking using transformation-based learning, 1995; https://github.com/chakki-works/seqeval.
     """
@@ -330,9 +322,10 @@ class SpansMetric(TaskMetric):
     def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
         read = self._span_reader()
         counts = np.zeros((len(references), 4))
-        for index, (prediction, reference) in enumerate(labelled_words(predictions, references)):
-            predicted, true = read(prediction, f"predictions[{index}]"), read(reference, f"references[{index}]")
-            counts[index] = len(predicted & true), len(predicted), len(true), len(reference)
+        for index, row in enumerate(zip(predictions, references, strict=True)):
+            predicted_tags, true_tags = labelled_words(*row, where=f"row {index}")
+            predicted, true = (read(tags, f"row {index}") for tags in (predicted_tags, true_tags))
+            counts[index] = len(predicted & true), len(predicted), len(true), len(true_tags)
         return counts
 
     def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -344,25 +337,23 @@ class SpansMetric(TaskMetric):
         }
         return {key: np.where(words > 0, score, math.nan) for key, score in scores.items()}
 
-    def disagreements(
-        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
-    ) -> list[Disagreement]:
+    def disagreements(self, prediction: Any, reference: Any, labels: Sequence[str] | None = None) -> list[Disagreement]:
         return word_disagreements(prediction, reference)
 
     def error(self, prediction: Any, reference: Any) -> float:
         """Return the number of spans that are missed or wrongly predicted."""
         read = self._span_reader()
-        predicted, true = next(iter(labelled_words([prediction], [reference])))
-        return float(len(read(predicted, "prediction") ^ read(true, "reference")))
+        predicted_tags, true_tags = labelled_words(prediction, reference)
+        return float(len(read(predicted_tags, None) ^ read(true_tags, None)))
 
-    def _span_reader(self) -> Callable[[list[str], str], set[Any]]:
+    def _span_reader(self) -> Callable[[list[str], str | None], set[Any]]:
         from seqeval import scheme as seqeval_schemes
         from seqeval.metrics.sequence_labeling import get_entities
 
         strict = getattr(seqeval_schemes, self.scheme) if self.scheme else None
         prefixes = ("B-", "I-") if self.scheme == "IOB2" else ("B-", "I-", "E-", "S-")
 
-        def read(tags: list[str], where: str) -> set[Any]:
+        def read(tags: list[str], where: str | None) -> set[Any]:
             tags = [OUTSIDE if tag == UNKNOWN_TAG else tag for tag in tags]
             for tag in tags:
                 if tag != OUTSIDE and not tag.startswith(prefixes):
@@ -390,20 +381,18 @@ class TagsMetric(TaskMetric):
     row_features = (List(Value("string")), List(Value("string")))
 
     def statistics(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
-        rows = list(labelled_words(predictions, references))
-        return label_counts([prediction for prediction, _ in rows], [reference for _, reference in rows])
+        pairs = enumerate(zip(predictions, references, strict=True))
+        rows = [labelled_words(*row, where=f"row {index}") for index, row in pairs]
+        return label_counts([predicted for predicted, _ in rows], [true for _, true in rows])
 
     def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         right, predicted, true = per_label(sums, 3)  # each (resamples, labels)
-        f1 = ratio(2 * right, predicted + true)
         return {
             "accuracy": ratio(right.sum(axis=1), true.sum(axis=1), empty=math.nan),
-            "f1_macro": ratio(f1.sum(axis=1), (predicted + true > 0).sum(axis=1), empty=math.nan),
+            "f1_macro": mean_f1(right, predicted, true, predicted + true > 0),
         }
 
-    def disagreements(
-        self, prediction: Any, reference: Any, *, labels: Sequence[str] | None = None
-    ) -> list[Disagreement]:
+    def disagreements(self, prediction: Any, reference: Any, labels: Sequence[str] | None = None) -> list[Disagreement]:
         return word_disagreements(prediction, reference)
 
 
@@ -484,28 +473,27 @@ def check_lengths(predictions: Sequence[Any] | None, references: Sequence[Any] |
 
 
 def labelled_words(
-    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str | None]]
-) -> Iterable[tuple[list[str], list[str]]]:
-    """Yield each row's predicted and reference tags without the words whose reference is `None`.
+    prediction: Sequence[str], reference: Sequence[str | None], *, where: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Return one row's predicted and reference tags without the words whose reference is `None`.
 
     Raises:
-        DataError: a row has more tags on one side, or is not a list of tags.
+        DataError: a side is not a list of tags, or has more of them than the other.
 
     Example:
-        >>> list(labelled_words([["O", "B-city"]], [[None, "B-city"]]))
-        [(['B-city'], ['B-city'])]
+        >>> labelled_words(["O", "B-city"], [None, "B-city"])
+        (['B-city'], ['B-city'])
     """
-    for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        if isinstance(prediction, str) or isinstance(reference, str):
-            raise DataError("a text instead of a list of tags", where=f"row {index}", mend="give one tag per word")
-        if len(prediction) != len(reference):
-            raise DataError(
-                f"{len(prediction)} predicted tags for {len(reference)} reference tags",
-                where=f"predictions[{index}]",
-                mend="give one tag per word",
-            )
-        kept = [(predicted, true) for predicted, true in zip(prediction, reference, strict=True) if true is not None]
-        yield [predicted for predicted, _ in kept], [true for _, true in kept]
+    if isinstance(prediction, str) or isinstance(reference, str):
+        raise DataError("a text instead of a list of tags", where=where, mend="give one tag per word")
+    if len(prediction) != len(reference):
+        raise DataError(
+            f"{len(prediction)} predicted tags for {len(reference)} reference tags",
+            where=where,
+            mend="give one tag per word",
+        )
+    kept = [(predicted, true) for predicted, true in zip(prediction, reference, strict=True) if true is not None]
+    return [predicted for predicted, _ in kept], [true for _, true in kept]
 
 
 def word_disagreements(prediction: Sequence[str], reference: Sequence[str | None]) -> list[Disagreement]:
@@ -515,11 +503,11 @@ def word_disagreements(prediction: Sequence[str], reference: Sequence[str | None
         >>> word_disagreements(["NOUN", "VERB"], ["VERB", None])
         [('VERB', 'NOUN')]
     """
-    predicted_tags, true_tags = next(iter(labelled_words([prediction], [reference])))
+    predicted_tags, true_tags = labelled_words(prediction, reference)
     return [(true, predicted) for predicted, true in zip(predicted_tags, true_tags, strict=True) if predicted != true]
 
 
-def label_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+def label_counts(predictions: Sequence[Sequence[Any]], references: Sequence[Sequence[Any]]) -> np.ndarray:
     """Count per row how often each label is right, predicted and true.
 
     Args:
@@ -536,19 +524,19 @@ def label_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequ
         >>> label_counts([["a", "b"]], [["a", "a"]])
         array([[1., 0., 1., 1., 2., 0.]])
     """
-    names = set[str](chain.from_iterable(chain(predictions, references)))
-    for name in names:
+    rows = len(references)
+    for name in chain.from_iterable(chain(predictions, references)):
         if not isinstance(name, str):
             raise DataError(f"{name!r} is not a label name", mend="give labels as text")
-    codes = {name: code for code, name in enumerate(sorted(names))}
+    names = sorted(set(chain.from_iterable(chain(predictions, references))))
+    codes = {name: code for code, name in enumerate(names)}
     predicted = np.array([codes[name] for row in predictions for name in row], dtype=np.int64)
     true = np.array([codes[name] for row in references for name in row], dtype=np.int64)
-    row = np.repeat(np.arange(len(references)), [len(labels) for labels in references])
-    counts = np.zeros((len(references), 3, len(codes)))
-    np.add.at(counts, (row, 0, true), predicted == true)
-    np.add.at(counts, (row, 1, predicted), 1.0)
-    np.add.at(counts, (row, 2, true), 1.0)
-    return counts.reshape(len(references), 3 * len(codes))
+    # Cells of the flattened result: three runs of labels a row.
+    start = np.repeat(np.arange(rows), [len(row) for row in references]) * 3 * len(names)
+    cells = np.concatenate((start + true, start + len(names) + predicted, start + 2 * len(names) + true))
+    counted = np.concatenate((predicted == true, np.ones(2 * len(true))))
+    return np.bincount(cells, counted, minlength=rows * 3 * len(names)).reshape(rows, 3 * len(names))
 
 
 def _flags(rows: Sequence[Any], side: str, allowed: tuple[int, ...]) -> np.ndarray:
@@ -570,7 +558,7 @@ def _flags(rows: Sequence[Any], side: str, allowed: tuple[int, ...]) -> np.ndarr
 
 def per_label(sums: np.ndarray, count: int) -> np.ndarray:
     """Part sums `(resamples, count * labels)` into `(count, resamples, labels)`."""
-    return np.moveaxis(sums.reshape(len(sums), count, -1 if sums.shape[1] else 0), 1, 0)
+    return np.moveaxis(sums.reshape(len(sums), count, sums.shape[1] // count), 1, 0)
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float = 0.0) -> np.ndarray:
@@ -582,6 +570,17 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float = 0.0)
     """
     out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), empty)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
+
+
+def mean_f1(right: np.ndarray, predicted: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of the labels' F1, NaN where all weights are 0; every argument is `(resamples, labels)`.
+
+    Example:
+        >>> mean_f1(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]]), np.array([[1.0, 1.0]]), np.ones((1, 2)))
+        array([0.5])
+    """
+    f1 = ratio(2 * right, predicted + true)
+    return ratio((f1 * weights).sum(axis=1), weights.sum(axis=1), empty=math.nan)
 
 
 def average_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

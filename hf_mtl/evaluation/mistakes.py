@@ -63,16 +63,14 @@ def mistakes(
         raise SpecError(f"limit is {limit}", mend="give 0 or more")
     errors = [(metric.error(row.prediction, row.reference), row) for row in rows]
     wrong = sorted(((error, row) for error, row in errors if error > 0), key=lambda pair: _badness(*pair))
-    counts = Counter(
-        pair for row in rows for pair in metric.disagreements(row.prediction, row.reference, labels=labels)
-    )
+    counts = Counter(pair for row in rows for pair in metric.disagreements(row.prediction, row.reference, labels))
     return {
         "mistakes": [
             {
                 "row": row.row,
                 "text": row.text,
-                "prediction": metric.readable(row.prediction, labels=labels),
-                "reference": metric.readable(row.reference, labels=labels),
+                "prediction": metric.readable(row.prediction, labels),
+                "reference": metric.readable(row.reference, labels),
                 "confidence": float(row.confidence),
             }
             for _, row in wrong[:limit]

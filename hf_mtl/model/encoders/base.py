@@ -138,7 +138,9 @@ def encoder_not_found(name_or_path: str, error: Exception) -> ModelError:
     where = f"encoder {name_or_path!r}"
     reason = str(error).strip().split("\n")[0].rstrip(".")
     if Path(name_or_path).is_dir():
-        return ModelError(f"the folder on disk holds no usable encoder ({reason})", where=where, mend="check the folder")
+        return ModelError(
+            f"the folder on disk holds no usable encoder ({reason})", where=where, mend="check the folder"
+        )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
         return ModelError("looked on disk, there is no such folder", where=where, mend="correct the path")
     return ModelError(

@@ -53,6 +53,9 @@ class TaskHead(nn.Module, ABC):
     pooled: ClassVar[bool] = True
     """Whether the head reads the pooled output `(rows, hidden_size)`; if not, the hidden states of every token."""
 
+    stored_as: ClassVar[str | list[str]]
+    """Arrow type of an encoded label, or a list of that one type where a label is a list."""
+
     def __init__(self, spec: TaskSpec, hidden_size: int, *, dropout: float) -> None:
         super().__init__()
         self.validate_spec(spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class MultiLabelClassificationHead(TaskHead):
     A row's label is the list of its labels (all others are known to be absent), or a mapping from label to
     true, false or null (null and labels left out are unknown).
     """
+
+    stored_as: ClassVar[str | list[str]] = ["float32"]
 
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:

@@ -23,6 +23,8 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 class RegressionHead(TaskHead):
     """Mean squared error; labels `(batch_size,)` float, NaN where missing; logits `(rows, 1)` in the label's unit."""
 
+    stored_as = "float64"
+
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
         refuse(spec, "labels", "class_weights", "label_smoothing", "scheme")

@@ -30,6 +30,8 @@ from hf_mtl.registry import HEADS
 class SequenceClassificationHead(TaskHead):
     """Cross-entropy over the labels; labels `(batch_size,)` long, -100 where missing."""
 
+    stored_as = "int64"
+
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
         require_labels(spec, at_least=2)

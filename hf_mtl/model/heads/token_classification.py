@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class TokenClassificationHead(TaskHead):
     """Cross-entropy over the first token of each word; labels `(batch_size, seq_len)` long, -100 elsewhere."""
 
     pooled = False
+    stored_as: ClassVar[str | list[str]] = ["int64"]
 
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
@@ -118,6 +119,7 @@ class TokenClassificationHead(TaskHead):
                 "score": float(scores[first : last + 1].mean()),
             }
             for label, first, last in tag_spans(tags, span_tags=span_tags)
+            if seen[first]  # where `O` is a plain tag, it is no answer for words that were cut off
         ]
         return {"spans": spans, "tags": tags} if words.given else {"spans": spans}
 

@@ -1,0 +1,324 @@
+"""A recipe: one YAML file that names the encoder, the datasets, the tasks and the training arguments."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from hf_mtl.configuration import POOLINGS, SCHEMES, TaskSpec
+from hf_mtl.data.yaml import read_yaml, write_yaml
+from hf_mtl.errors import HfMtlError, RecipeError, one_of
+from hf_mtl.registry import HEADS
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """Where the rows of one dataset come from, and which columns hold their text.
+
+    Args:
+        train: file, pattern or list of them with training rows; for Hub datasets the name of the split.
+        validation: the same for validation; left out, a seeded part of train is set aside.
+        test: the same for the test split.
+        path: id of a dataset on the Hub (or a dataset folder), instead of files.
+        name: configuration of a Hub dataset.
+        revision: revision of a Hub dataset.
+        text: column of the text.
+        text_pair: column of the second text of a pair.
+        tokens: column of tokens, instead of `text`.
+        columns: names of the columns of CoNLL files.
+    """
+
+    train: str | tuple[str, ...] | None = None
+    validation: str | tuple[str, ...] | None = None
+    test: str | tuple[str, ...] | None = None
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    tokens: str | None = None
+    columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.train is None and self.test is None:
+            raise RecipeError(
+                "there are no files", mend="name files in train, validation and test, or a Hub dataset in path"
+            )
+        if (self.text is None) == (self.tokens is None):
+            found = "neither text nor tokens is" if self.text is None else "both text and tokens are"
+            raise RecipeError(
+                f"{found} given", mend="name the column that holds the text, or the one that holds tokens"
+            )
+        if self.tokens is not None and self.text_pair is not None:
+            raise RecipeError("text_pair is given with tokens", mend="give pairs as text and text_pair")
+
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """The columns that hold what the encoder reads: `text`, `text_pair`, `tokens` -> column name."""
+        columns = {"text": self.text, "text_pair": self.text_pair, "tokens": self.tokens}
+        return {role: column for role, column in columns.items() if column is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSource:
+    """A task of a recipe: its spec (labels may still be unknown), its dataset, and the column of its labels."""
+
+    spec: TaskSpec
+    dataset: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train: encoder, datasets, tasks and training arguments.
+
+    Args:
+        encoder: Hub id or folder of the encoder.
+        datasets: the datasets by name.
+        tasks: the tasks, in the order of the heads.
+        training: training arguments by name.
+        max_length: tokens a row may have; `None` takes what encoder and tokenizer allow, at most 512.
+        base: folder that relative paths start from.
+    """
+
+    encoder: str
+    datasets: dict[str, DatasetSource]
+    tasks: tuple[TaskSource, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+    max_length: int | None = None
+    base: Path = Path()
+
+    @property
+    def encoder_path(self) -> str:
+        """The encoder as `from_pretrained` takes it: a folder beside the recipe goes before the Hub."""
+        folder = self.base / Path(self.encoder).expanduser()
+        if folder.is_dir() or self.encoder.startswith((".", "~")):
+            return str(folder)
+        return self.encoder
+
+    def tasks_of(self, dataset: str) -> list[TaskSource]:
+        """Return the tasks whose labels stand in a dataset."""
+        return [task for task in self.tasks if task.dataset == dataset]
+
+    def to_dict(self, *, relative_to: Path | None = None) -> dict[str, Any]:
+        """Return the recipe as plain values, without what is at its default.
+
+        Args:
+            relative_to: folder that file paths are rewritten for; as written where not given.
+        """
+
+        def moved(path: str) -> str:
+            return path if relative_to is None else os.path.relpath(self.base / path, relative_to)
+
+        datasets: dict[str, Any] = {}
+        for name, source in self.datasets.items():
+            values = {f.name: getattr(source, f.name) for f in fields(source) if getattr(source, f.name) is not None}
+            for split in SPLITS if source.path is None else ():
+                if split in values:
+                    files = values[split]
+                    values[split] = moved(files) if isinstance(files, str) else [moved(file) for file in files]
+            datasets[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        folder = self.encoder_path != self.encoder or Path(self.encoder).is_absolute()
+        recipe: dict[str, Any] = {
+            "encoder": moved(self.encoder) if folder and not Path(self.encoder).is_absolute() else self.encoder,
+            "datasets": datasets,
+            "tasks": [{**task.spec.to_dict(), "dataset": task.dataset, "label": task.label} for task in self.tasks],
+        }
+        if self.max_length is not None:
+            recipe["max_length"] = self.max_length
+        if self.training:
+            recipe["training"] = dict(self.training)
+        return recipe
+
+    def to_yaml(self, *, relative_to: Path | None = None) -> str:
+        """Write the recipe as YAML; the argument is that of `to_dict`."""
+        return write_yaml(self.to_dict(relative_to=relative_to))
+
+
+def read_recipe(path: str | Path, *, training: Mapping[str, Any] | None = None) -> Recipe:
+    """Read and check a recipe; no data is opened.
+
+    Args:
+        path: the YAML file.
+        training: training arguments that override the recipe's.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown or missing, or a value cannot be.
+        SpecError: a task is not valid.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    try:
+        return parse_recipe(values, base=path.parent, training=training)
+    except HfMtlError as error:
+        raise error.at(str(path)) from error.__cause__
+
+
+def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None = None) -> Recipe:
+    """Make a recipe from plain values; arguments and errors as in `read_recipe`."""
+    values = _mapping(values, "the recipe", known=("encoder", "datasets", "tasks", "training", "max_length"))
+    for key in ("encoder", "datasets", "tasks"):
+        if not values.get(key):
+            raise RecipeError(f"the key {key!r} is missing or empty", mend="a recipe has encoder, datasets and tasks")
+    if not isinstance(values["encoder"], str):
+        raise RecipeError(f"encoder is {values['encoder']!r}", mend="give a Hub id or a folder")
+    max_length = values.get("max_length")
+    if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool)):
+        raise RecipeError(f"max_length is {max_length!r}", mend="give a whole number of tokens")
+    datasets = {
+        _dataset_name(name): _dataset(name, source) for name, source in _mapping(values["datasets"], "datasets").items()
+    }
+    if not isinstance(values["tasks"], list):
+        raise RecipeError(
+            "tasks is not a list", mend="write each task as '- {name: ..., type: ..., dataset: ..., label: ...}'"
+        )
+    tasks = tuple(_task(task, datasets) for task in values["tasks"])
+    _refuse_twins(tasks)
+    return Recipe(
+        encoder=values["encoder"],
+        datasets={name: source for name, source in datasets.items() if any(t.dataset == name for t in tasks)},
+        tasks=tasks,
+        training={**_mapping(values.get("training") or {}, "training"), **(training or {})},
+        max_length=max_length,
+        base=base,
+    )
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, generated from the dataclasses, for editors that complete and check YAML."""
+    task_keys = {f.name: _schema_type(f.name, str(f.type)) for f in fields(TaskSpec)}
+    task_keys |= {
+        "type": {"enum": list(HEADS.names())},
+        "pooling": {"enum": [*POOLINGS, None]},
+        "scheme": {"enum": [*SCHEMES, None]},
+        "dataset": {"type": "string"},
+        "label": {"type": "string"},
+    }
+    dataset_keys = {f.name: _schema_type(f.name, str(f.type)) for f in fields(DatasetSource)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hf_mtl recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["encoder", "datasets", "tasks"],
+        "properties": {
+            "encoder": {"type": "string", "description": "Hub id or folder of the encoder"},
+            "max_length": {"type": "integer", "minimum": 8, "description": "tokens a row may have"},
+            "training": {"type": "object", "description": "any training argument"},
+            "datasets": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": _described(dataset_keys, DatasetSource),
+                },
+            },
+            "tasks": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["name", "type", "dataset", "label"],
+                    "properties": _described(task_keys, TaskSpec),
+                },
+            },
+        },
+    }
+
+
+def near(name: object, known: Sequence[str]) -> str:
+    """Return the mend for a wrong name: the nearest one, or all of them.
+
+    Example:
+        >>> near("lable", ["label", "dataset"])
+        "did you mean 'label'?"
+    """
+    matches = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else f"use {one_of(known)}"
+
+
+def _dataset_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise RecipeError(f"the dataset name {name!r} is not text", where="datasets", mend="put it in quotes")
+    return name
+
+
+def _dataset(name: str, values: Any) -> DatasetSource:
+    known = [f.name for f in fields(DatasetSource)]
+    try:
+        values = _mapping(values, "the dataset", known=known)
+        for key, value in values.items():
+            texts = [value] if isinstance(value, str) else value
+            many = key in (*SPLITS, "columns")
+            if value is not None and not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
+                raise RecipeError(f"{key} is {value!r}", mend="give text" + (" or a list of texts" if many else ""))
+            if isinstance(value, list) and not many:
+                raise RecipeError(f"{key} is {value!r}", mend="give one text")
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if isinstance(frozen.get("columns"), str):
+            frozen["columns"] = (frozen["columns"],)
+        return DatasetSource(**frozen)
+    except HfMtlError as error:
+        raise error.at(f"dataset {name!r}") from None
+
+
+def _task(values: Any, datasets: Mapping[str, DatasetSource]) -> TaskSource:
+    known = [*(f.name for f in fields(TaskSpec)), "dataset", "label"]
+    name = values.get("name") if isinstance(values, dict) else None
+    place = f"task {name!r}" if name is not None else "tasks"
+    try:
+        values = _mapping(values, "the task", known=known)
+        for key in ("name", "type", "dataset", "label"):
+            if values.get(key) is None:
+                raise RecipeError(f"the key {key!r} is missing", mend="every task has name, type, dataset and label")
+        if values["dataset"] not in datasets:
+            raise RecipeError(
+                f"there is no dataset {values['dataset']!r}", mend=near(values["dataset"], list(datasets))
+            )
+        if not isinstance(values["label"], str):
+            raise RecipeError(f"label is {values['label']!r}", mend="name the column of the labels")
+    except HfMtlError as error:
+        raise error.at(place) from None
+    spec = TaskSpec.from_dict({key: value for key, value in values.items() if key not in ("dataset", "label")})
+    return TaskSource(spec=spec, dataset=values["dataset"], label=values["label"])
+
+
+def _refuse_twins(tasks: Sequence[TaskSource]) -> None:
+    names = [task.spec.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"two tasks are named {name!r}", mend="give every task its own name")
+
+
+def _mapping(values: Any, what: str, *, known: Sequence[str] | None = None) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{what} is {values!r}, not a mapping", mend="write 'key: value' pairs")
+    for key in cast(dict[Any, Any], values):
+        if known is not None and key not in known:
+            raise RecipeError(f"unknown key {key!r}", mend=near(key, known))
+    return cast(dict[str, Any], values)
+
+
+def _schema_type(name: str, annotation: str) -> dict[str, Any]:
+    many = {"type": "array", "items": {"type": "number" if "float" in annotation else "string"}}
+    if "tuple" in annotation:
+        return {"anyOf": [{"type": "string"}, many]} if annotation.startswith("str") else many
+    return {"type": "number" if "float" in annotation else "string"}
+
+
+def _described(keys: dict[str, dict[str, Any]], documented: type) -> dict[str, dict[str, Any]]:
+    """Put each argument's line of the docstring beside its type."""
+    lines = (documented.__doc__ or "").splitlines()
+    for key, schema in keys.items():
+        found = [line.strip() for line in lines if line.strip().startswith(f"{key}: ")]
+        if found:
+            schema["description"] = found[0].removeprefix(f"{key}: ")
+    return keys

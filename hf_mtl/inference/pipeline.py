@@ -1,0 +1,86 @@
+"""`MultiTaskPipeline`: `pipeline("multi-task", model=...)` answers every task from one pass over a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from transformers.pipelines import Pipeline
+
+from hf_mtl.configuration import select_tasks
+from hf_mtl.data.encoding import Inputs, read_inputs
+from hf_mtl.evaluation.prediction import Answers, answer, needs_words
+
+DEFAULT_BATCH_SIZE = 64
+
+
+class MultiTaskPipeline(Pipeline):
+    """Answers all tasks of a model, or those named in `tasks`.
+
+    A text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`, gives one dictionary, task name -> answer; a
+    list of them gives a list, and any other iterable, such as a generator or a dataset, an iterator. Answers are plain
+    JSON values:
+
+    - `sequence_classification`: `{"label", "score", "scores": {label: probability}}`
+    - `multi_label_classification`: `{"labels": [...], "scores": {label: probability}}`
+    - `regression`: `{"value"}`
+    - `token_classification`: `{"spans": [{"label", "text", "start", "end", "score"}]}`, offsets in characters of the text,
+      and `"tags"`, one per token, where tokens were given.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        tasks: names of the tasks to answer; all where not given. Also an argument of each call.
+        batch_size: rows that are answered together, 64 where not given. Also an argument of each call.
+
+    Raises:
+        SpecError: the model has no such task.
+        DataError: an input is neither text nor a mapping with text or tokens.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def _sanitize_parameters(
+        self, tasks: Sequence[str] | str | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if kwargs:
+            raise TypeError(f"unknown argument {next(iter(kwargs))!r}: a multi-task pipeline takes tasks and batch_size")
+        if tasks is None:
+            return {}, {}, {}
+        names = [spec.name for spec in select_tasks(self.model.specs, [tasks] if isinstance(tasks, str) else tasks)]
+        return {"tasks": names}, {"tasks": names}, {}
+
+    def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+        kwargs.pop("num_workers", None)  # tokenizers use threads of their own
+        preprocess, forward, _ = self._sanitize_parameters(*args, **kwargs)
+        tasks = {**self._preprocess_params, **preprocess, **self._forward_params, **forward}.get("tasks")
+        size = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        if isinstance(inputs, str | Mapping):
+            return next(self._answers([inputs], tasks, 1))
+        if isinstance(inputs, list | tuple):
+            return list(self._answers(inputs, tasks, size))
+        return self._answers(inputs, tasks, size)
+
+    def _answers(self, inputs: Iterable[Any], tasks: Sequence[str] | None, size: int) -> Iterator[Answers]:
+        rows = iter(inputs)
+        # Rows of like length are batched together, so several batches are taken in at a time.
+        while chunk := list(islice(rows, size * 16 if isinstance(inputs, list | tuple) else size)):
+            model_inputs = {"rows": [self.preprocess(row, tasks=tasks)["rows"][0] for row in chunk]}
+            yield from self.forward(model_inputs, tasks=tasks, batch_size=size)["answers"]
+
+    def preprocess(self, input_: Any, tasks: Sequence[str] | None = None) -> dict[str, list[Inputs]]:
+        return {"rows": [read_inputs(input_, split_words=needs_words(self.model, tasks))]}
+
+    def _forward(
+        self, input_tensors: dict[str, list[Inputs]], tasks: Sequence[str] | None = None, batch_size: int = 1
+    ) -> dict[str, list[Answers]]:
+        rows = input_tensors["rows"]
+        return {"answers": answer(self.model, self.tokenizer, rows, tasks=tasks, batch_size=batch_size)}
+
+    def postprocess(self, model_outputs: dict[str, list[Answers]], **kwargs: Any) -> Answers:
+        return model_outputs["answers"][0]
