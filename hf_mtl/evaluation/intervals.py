@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_mtl.errors import SpecError
-from hf_mtl.evaluation.metrics import TaskMetric, check_lengths, load_metric
+from hf_mtl.evaluation.counting import check_lengths
+from hf_mtl.evaluation.metrics import TaskMetric, load_metric
 
 CELLS_PER_CHUNK = 2_000_000
 """Row weights held at a time: 16 MB, and for correlations some ten arrays of that size."""
