@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from hf_mtl.data.encoding import Inputs, read_inputs
-from hf_mtl.errors import DataError, HfMtlError, OutputError, one_of
+from hf_mtl.errors import DataError, OutputError, one_of
 from hf_mtl.evaluation.prediction import Answers, answer, needs_words
 from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.writing import replacing
 
 CHUNK_ROWS = 4096
 """Rows read, sorted by length and answered together."""
@@ -82,8 +81,8 @@ def predict_file(
         on_rows: called with the number of rows written so far.
 
     Returns:
-        Rows, rows with an error, and seconds. Each row written has the input's fields and `predictions`, or `error` where
-        the row could not be answered.
+        Rows, rows with an error, and seconds. Each row written has the input's fields and `predictions`, or `error`
+        where it could not be answered.
 
     Raises:
         DataError: the file cannot be read at all.
@@ -91,16 +90,33 @@ def predict_file(
         SpecError: the model has no such task.
     """
     source, target = Path(source), Path(target)
-    writer = {".jsonl": write_jsonl, ".parquet": write_parquet}.get(target.suffix.lower())
-    if writer is None:
-        raise OutputError(f"{target.suffix!r} cannot be written", where=str(target), mend=f"use {one_of(OUTPUT_ENDINGS)}")
-    if not target.parent.is_dir():
-        raise OutputError("there is no such folder", where=str(target.parent), mend="make it first")
+    check_files(source, target)
+    writer = {".jsonl": write_jsonl, ".parquet": write_parquet}[target.suffix.lower()]
     rows = read_rows(source)
     start = time.perf_counter()
-    counted = _Counted(predict_rows(model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size), on_rows)
+    counted = _Counted(
+        predict_rows(model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size), on_rows
+    )
     writer(counted, target)
     return Throughput(counted.rows, counted.errors, time.perf_counter() - start)
+
+
+def check_files(source: Path, target: Path) -> None:
+    """Check that rows can be read from one file and written to another, before any work is done.
+
+    Raises:
+        DataError: the source is no file that can be read.
+        OutputError: the target is no file that can be written.
+    """
+    read_rows(source)
+    if target.suffix.lower() not in OUTPUT_ENDINGS:
+        raise OutputError(
+            f"{target.suffix!r} cannot be written", where=str(target), mend=f"use {one_of(OUTPUT_ENDINGS)}"
+        )
+    if not target.parent.is_dir():
+        raise OutputError("there is no such folder", where=str(target.parent), mend="make it first")
+    if target.is_dir() or (target.exists() and target.samefile(source)):
+        raise OutputError("it is a folder, or the input itself", where=str(target), mend="choose another name")
 
 
 def predict_rows(
@@ -143,10 +159,10 @@ def read_rows(source: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: there is no such file, its ending is unknown, or it is not of its format at all.
     """
+    name = source.name.lower()
+    ending = _ending(source)
     if not source.is_file():
         raise DataError("there is no such file", where=str(source), mend="correct the path")
-    name = source.name.lower()
-    ending = Path(name.removesuffix(".gz")).suffix
     if ending not in INPUT_ENDINGS:
         raise DataError(f"{ending!r} cannot be read", where=str(source), mend=f"use {one_of(INPUT_ENDINGS)}")
     if ending == ".parquet":
@@ -172,26 +188,9 @@ def jsonl_rows(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, str):
             row = {"text": row}
-        yield row if isinstance(row, dict) else {"error": f"line {number}: {row!r} is no JSON object; write one per line"}
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file, and rename it to the file when all went well.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        if isinstance(error, HfMtlError):
-            raise
-        raise OutputError(str(error.strerror or error), where=str(target), mend="choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield (
+            row if isinstance(row, dict) else {"error": f"line {number}: {row!r} is no JSON object; write one per line"}
+        )
 
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
@@ -276,10 +275,13 @@ def _answer(
     return answer(model, tokenizer, rows, tasks=tasks, batch_size=batch_size) if rows else []
 
 
+def _ending(source: Path) -> str:
+    return Path(source.name.lower().removesuffix(".gz")).suffix
+
+
 def _text_rows(source: Path, ending: str, *, compressed: bool) -> Iterator[dict[str, Any]]:
     try:
-        file: IO[bytes] = gzip.open(source, "rb") if compressed else source.open("rb")  # type: ignore[assignment]
-        with file:
+        with cast("IO[bytes]", gzip.open(source)) if compressed else source.open("rb") as file:
             if ending in (".jsonl", ".ndjson"):
                 yield from jsonl_rows(file)
             else:
@@ -324,7 +326,9 @@ def _array(values: list[Any]) -> Any:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         # Values of several types in one field: parquet needs one type, so they are kept as JSON text.
-        return pa.array([None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values])
+        return pa.array(
+            [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
+        )
 
 
 def _encodable(text: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
-from transformers.pipelines import Pipeline
+from transformers.pipelines.base import Pipeline
 
 from hf_mtl.configuration import select_tasks
 from hf_mtl.data.encoding import Inputs, read_inputs
 from hf_mtl.evaluation.prediction import Answers, answer, needs_words
+from hf_mtl.model.modeling import MultiTaskModel
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -25,8 +26,8 @@ class MultiTaskPipeline(Pipeline):
     - `sequence_classification`: `{"label", "score", "scores": {label: probability}}`
     - `multi_label_classification`: `{"labels": [...], "scores": {label: probability}}`
     - `regression`: `{"value"}`
-    - `token_classification`: `{"spans": [{"label", "text", "start", "end", "score"}]}`, offsets in characters of the text,
-      and `"tags"`, one per token, where tokens were given.
+    - `token_classification`: `{"spans": [{"label", "text", "start", "end", "score"}]}`, with offsets in characters of
+      the text, and `"tags"`, one per token, where tokens were given.
 
     Args:
         model: the model.
@@ -49,11 +50,20 @@ class MultiTaskPipeline(Pipeline):
         self, tasks: Sequence[str] | str | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
-            raise TypeError(f"unknown argument {next(iter(kwargs))!r}: a multi-task pipeline takes tasks and batch_size")
+            raise TypeError(
+                f"unknown argument {next(iter(kwargs))!r}: a multi-task pipeline takes tasks and batch_size"
+            )
         if tasks is None:
             return {}, {}, {}
-        names = [spec.name for spec in select_tasks(self.model.specs, [tasks] if isinstance(tasks, str) else tasks)]
+        names = [
+            spec.name
+            for spec in select_tasks(self._multi_task_model.specs, [tasks] if isinstance(tasks, str) else tasks)
+        ]
         return {"tasks": names}, {"tasks": names}, {}
+
+    @property
+    def _multi_task_model(self) -> MultiTaskModel:
+        return cast(MultiTaskModel, self.model)
 
     def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
         kwargs.pop("num_workers", None)  # tokenizers use threads of their own
@@ -71,16 +81,19 @@ class MultiTaskPipeline(Pipeline):
         # Rows of like length are batched together, so several batches are taken in at a time.
         while chunk := list(islice(rows, size * 16 if isinstance(inputs, list | tuple) else size)):
             model_inputs = {"rows": [self.preprocess(row, tasks=tasks)["rows"][0] for row in chunk]}
-            yield from self.forward(model_inputs, tasks=tasks, batch_size=size)["answers"]
+            answered = cast(Any, self.forward(model_inputs, tasks=tasks, batch_size=size))
+            yield from answered["answers"]
 
-    def preprocess(self, input_: Any, tasks: Sequence[str] | None = None) -> dict[str, list[Inputs]]:
-        return {"rows": [read_inputs(input_, split_words=needs_words(self.model, tasks))]}
+    # The base class passes tensors between its steps; rows of any length pass as they are here.
+
+    def preprocess(self, input_: Any, tasks: Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+        return {"rows": [read_inputs(input_, split_words=needs_words(self._multi_task_model, tasks))]}
 
     def _forward(
-        self, input_tensors: dict[str, list[Inputs]], tasks: Sequence[str] | None = None, batch_size: int = 1
-    ) -> dict[str, list[Answers]]:
-        rows = input_tensors["rows"]
-        return {"answers": answer(self.model, self.tokenizer, rows, tasks=tasks, batch_size=batch_size)}
+        self, input_tensors: dict[str, Any], tasks: Sequence[str] | None = None, batch_size: int = 1, **_: Any
+    ) -> Any:
+        rows: list[Inputs] = input_tensors["rows"]
+        return {"answers": answer(self._multi_task_model, self.tokenizer, rows, tasks=tasks, batch_size=batch_size)}
 
-    def postprocess(self, model_outputs: dict[str, list[Answers]], **kwargs: Any) -> Answers:
+    def postprocess(self, model_outputs: Any, **_: Any) -> Answers:
         return model_outputs["answers"][0]

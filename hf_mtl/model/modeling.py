@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_mtl.configuration import MultiTaskConfig, TaskSpec, select_tasks
 from hf_mtl.errors import SpecError
@@ -120,18 +120,20 @@ class MultiTaskModel(PreTrainedModel):
         encoder = load_encoder(name_or_path, **hub_kwargs)
         config = MultiTaskConfig(encoder_config=encoder.config, tasks=list(tasks))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # Not `torch.manual_seed`, which would seed the GPUs as well: heads are made on the CPU.
+            torch.default_generator.manual_seed(seed)
             model = cls(config, encoder=encoder)
-        model.heads.to(encoder.dtype)
-        model.attention_poolings.to(encoder.dtype)
+        for modules in (model.heads, model.attention_poolings):
+            modules.to(device=encoder.device, dtype=encoder.dtype)
         # One configuration, not two: changes of the encoder's (attention, vocabulary) are seen by the model's.
         model.config.encoder_config = encoder.config
         encoder.config.name_or_path = ""
+        align_weights(model)
         return model
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as `PreTrainedModel.from_pretrained` does; its logits equal those of the model saved, to the bit."""
+        """Load a model as `PreTrainedModel.from_pretrained` does; its logits equal the saved model's, to the bit."""
         loaded = super().from_pretrained(*args, **kwargs)
         align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
@@ -176,8 +178,8 @@ class MultiTaskModel(PreTrainedModel):
             labels: per task present in the batch, labels over all its rows: classification `(batch_size,)` long, -100
                 missing; tagging `(batch_size, seq_len)` long, -100; regression `(batch_size,)` float, NaN;
                 multi-label `(batch_size, num_labels)` float, NaN.
-            rows: per task in `labels`, the indices of its labelled rows, ascending; found in the labels where not given, which
-                costs a device synchronisation.
+            rows: per task in `labels`, the indices of its labelled rows, ascending; found in the labels where not
+                given, which costs a device synchronisation.
             tasks: names of the tasks whose heads run; all where not given, and while training those with labels.
             output_attentions: whether to return the encoder's attentions (eager attention only).
             output_hidden_states: whether to return the encoder's hidden states.
@@ -286,6 +288,6 @@ def align_weights(model: nn.Module) -> None:
 
 
 def _hidden_dropout(config: PreTrainedConfig) -> float:
-    names = ("hidden_dropout_prob", "classifier_dropout", "dropout", "resid_pdrop", "dropout_rate")
+    names = ("hidden_dropout_prob", "dropout", "resid_pdrop", "dropout_rate", "classifier_dropout")
     values = (getattr(config, name, None) for name in names)
     return next((float(value) for value in values if isinstance(value, int | float)), 0.1)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -38,8 +42,7 @@ class EncoderAdapter(ABC):
     @classmethod
     def model_kwargs(cls, config: PreTrainedConfig) -> dict[str, Any]:
         """Return arguments for the encoder's constructor: no pooling layer of its own, where it can be left out."""
-        mapping = cls.auto_class()._model_mapping
-        model_class = mapping[type(config)] if type(config) in mapping else None
+        model_class = cls.auto_class()._model_mapping.get(type(config), None)
         accepts = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
         return {"add_pooling_layer": False} if accepts else {}
 
@@ -57,19 +60,23 @@ class EncoderAdapter(ABC):
         Raises:
             ModelError: it cannot be found, or the checkpoint lacks weights of the encoder.
         """
+        options = {**cls.model_kwargs(config), **hub_kwargs, "ignore_mismatched_sizes": True}
         try:
-            encoder, info = cls.auto_class().from_pretrained(
-                name_or_path, config=config, output_loading_info=True, **cls.model_kwargs(config), **hub_kwargs
-            )
-        except (OSError, ValueError) as error:
+            with _without_load_report():
+                encoder, info = cls.auto_class().from_pretrained(
+                    name_or_path, config=config, output_loading_info=True, **options
+                )
+        except (OSError, ValueError, SafetensorError) as error:
             raise encoder_not_found(name_or_path, error) from error
-        missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-        if missing:
-            raise ModelError(
-                f"the checkpoint lacks {len(missing)} weights of the encoder, {missing[0]!r} among them",
-                where=f"encoder {name_or_path!r}",
-                mend="name a checkpoint that holds a whole encoder; random weights are never used in their place",
-            )
+        absent = {key for key in info["missing_keys"] if "pooler" not in key}
+        wrong = {key for key, *_ in info["mismatched_keys"]}
+        for keys, problem in ((absent, "lacks {} weights of the encoder"), (wrong, "has {} weights of another shape")):
+            if keys:
+                raise ModelError(
+                    f"the checkpoint {problem.format(len(keys))}, {min(keys)!r} among them",
+                    where=f"encoder {name_or_path!r}",
+                    mend="name a checkpoint that holds a whole encoder; random weights are never used in their place",
+                )
         return encoder
 
     @classmethod
@@ -113,14 +120,16 @@ def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel
 
     Args:
         name_or_path: id on the Hub, or a folder.
-        hub_kwargs: passed to `from_pretrained`: `revision`, `token`, `cache_dir`, `trust_remote_code`, `dtype` and others.
+        hub_kwargs: passed to `from_pretrained`: `revision`, `token`, `cache_dir`, `trust_remote_code`, `dtype` (torch's
+            default where not given) and others.
 
     Raises:
         ModelError: it cannot be found, no adapter knows its architecture, or weights are missing.
     """
     name = str(name_or_path)
     config = load_encoder_config(name, **hub_kwargs)
-    return adapter_for(config).load(name, config, **hub_kwargs)
+    # Not in the checkpoint's dtype: those in half precision, such as DeBERTa-v3's, could not be trained as they are.
+    return adapter_for(config).load(name, config, **{"dtype": torch.get_default_dtype(), **hub_kwargs})
 
 
 def load_encoder_config(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedConfig:
@@ -152,18 +161,30 @@ def encoder_not_found(name_or_path: str, error: Exception) -> ModelError:
 
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return how many tokens an encoder can read at once; `None` where nothing limits it."""
-    for name in ("max_position_embeddings", "n_positions"):
-        positions = getattr(config, name, None)
-        if isinstance(positions, int) and positions > 0 and not _has_relative_positions(config):
-            # RoBERTa and its relatives begin to count after the padding index.
-            offset = (config.pad_token_id or 0) + 1 if _counts_after_padding(config) else 0
-            return positions - offset
-    return None
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    # RoBERTa and its relatives begin to count after the padding index.
+    counts_after_padding = any(family in config.model_type for family in _COUNTING_AFTER_PADDING)
+    return positions - (config.pad_token_id or 0) - 1 if counts_after_padding else positions
 
 
-def _has_relative_positions(config: PreTrainedConfig) -> bool:
-    return hasattr(config, "relative_attention_num_buckets") and not hasattr(config, "position_embedding_type")
+# The text encoders whose embeddings call `create_position_ids_from_input_ids`; XLM-RoBERTa is a "roberta", too.
+_COUNTING_AFTER_PADDING = (
+    "roberta", "camembert", "mpnet", "longformer", "data2vec", "xmod", "ibert", "lilt", "luke", "markuplm",
+)  # fmt: skip
 
 
-def _counts_after_padding(config: PreTrainedConfig) -> bool:
-    return any(word in config.model_type for word in ("roberta", "camembert", "mpnet", "longformer", "data2vec"))
+@contextmanager
+def _without_load_report() -> Generator[None]:
+    """Keep transformers from listing every weight of a checkpoint that an encoder has no use for, such as a pooler."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_something_else(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_something_else)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_something_else)

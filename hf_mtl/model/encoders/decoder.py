@@ -38,5 +38,10 @@ class DecoderAdapter(EncoderAdapter):
 
     @classmethod
     def run(cls, encoder: PreTrainedModel, inputs: dict[str, Tensor | None], **options: Any) -> BaseModelOutput:
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        if mask is not None and positions is None:
+            # Decoders' tokenizers often pad on the left; a row's first real token stands at position 0 all the same.
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         # In a decoder's vocabulary token type ids are ordinary embeddings (GPT-2), never segment numbers.
-        return super().run(encoder, {**inputs, "token_type_ids": None}, use_cache=False, **options)
+        given = {**inputs, "token_type_ids": None, "position_ids": positions}
+        return super().run(encoder, given, use_cache=False, **options)

@@ -17,7 +17,8 @@ class EncoderHalfAdapter(EncoderAdapter):
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
-        return config.is_encoder_decoder and type(config) in AutoModelForTextEncoding._model_mapping
+        # `is_encoder_decoder` would not do: the encoder half sets it to False in the configuration it is given.
+        return config.model_type in ("t5", "mt5", "umt5")
 
     @classmethod
     def auto_class(cls) -> Any:

@@ -1,4 +1,4 @@
-"""Encoders proper: BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, DeBERTa, ModernBERT, FNet, Longformer and their relatives."""
+"""Encoders proper: BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, DeBERTa, ModernBERT, FNet, Longformer and relatives."""
 
 from __future__ import annotations
 

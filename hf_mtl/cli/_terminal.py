@@ -1,0 +1,113 @@
+"""What the commands share: consoles, quiet libraries, progress bars, tables of scores."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_mtl.evaluation.scoring import Scores
+
+
+def out() -> Console:
+    """Return the console of results, standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """Return the console of progress and warnings, standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and reports off the terminal, and show our warnings in one line each."""
+    import datasets
+    import huggingface_hub.utils
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    logger = logging.getLogger("hf_mtl")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logging.addLevelName(logging.WARNING, "warning")
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+@contextmanager
+def progress(description: str, unit: str) -> Generator[Callable[[int, int | None], None]]:
+    """Show a bar on a terminal, nothing when piped.
+
+    Args:
+        description: what is being done.
+        unit: what is counted.
+
+    Yields:
+        A function that takes what is done and, where it is known, the total.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total=None: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeElapsedColumn(), console=err(), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
+
+
+def score_table(scores: Scores, *, title: str, intervals: bool = True) -> Table:
+    """Lay out every task's metrics, its primary metric first, with bootstrap 95% intervals."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name, justify in (("task", "left"), ("rows", "right"), ("metric", "left"), ("value", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    if intervals:
+        table.add_column("95% interval", justify="right")
+    for name, task in scores.tasks.items():
+        bounds = task.intervals() if intervals else {}
+        metrics = task.metrics
+        keys = sorted(metrics, key=lambda key: key != task.metric.primary)
+        for place, key in enumerate(keys):
+            style = "bold" if place == 0 else "dim"
+            cells = [name if place == 0 else "", str(len(task.rows)) if place == 0 else "", key, f"{metrics[key]:.4f}"]
+            if intervals:
+                low, high = bounds[key]
+                cells.append(f"{low:.4f} to {high:.4f}")
+            table.add_row(*cells, style=style, end_section=place == len(keys) - 1)
+    table.add_row("average", "", "of primaries", f"{scores.average():.4f}", *([""] if intervals else []), style="bold")
+    return table
+
+
+def to_json(value: Any) -> str:
+    """Write JSON that every reader takes: what is not a number is null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

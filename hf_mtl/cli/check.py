@@ -1,0 +1,155 @@
+"""`hf-mtl check`: what a recipe's data holds, and what is wrong with it, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hf_mtl.data.preparation import EncodedSplit, RecipeData
+    from hf_mtl.data.recipe import TaskSource
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("check")(check)
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Read a recipe's data and report rows, labels, lengths, truncation and problems; trains nothing."""
+    from hf_mtl.cli._terminal import out, quiet_libraries, to_json
+    from hf_mtl.data.preparation import load_recipe
+    from hf_mtl.data.recipe import read_recipe
+    from hf_mtl.training.arguments import training_arguments
+
+    quiet_libraries()
+    read = read_recipe(recipe)
+    training_arguments("unused", read.training)
+    report = describe(load_recipe(read))
+    if as_json:
+        typer.echo(to_json(report))
+    else:
+        for table in _tables(report):
+            out().print(table)
+        for problem in report["problems"]:
+            out().print(f"[yellow]problem:[/] {_escaped(problem)}")
+        if not report["problems"]:
+            out().print("no problems found")
+
+
+def describe(data: RecipeData) -> dict[str, Any]:
+    """Return datasets, tasks and problems as plain JSON values."""
+    from hf_mtl.data.leakage import count_repeated, find_leaks
+    from hf_mtl.data.recipe import SPLITS
+
+    splits = {name: data.split(name) for name in SPLITS}
+    datasets: list[dict[str, Any]] = []
+    tasks: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for split, by_name in splits.items():
+        for name, rows in by_name.items():
+            datasets.append({"dataset": name, "split": split, "rows": len(rows), **_lengths(rows)})
+            repeated = count_repeated(rows)
+            if repeated:
+                problems.append(f"{name} {split}: {repeated} of {len(rows)} rows repeat the text of an earlier row")
+            for task in rows.tasks:
+                entry = _task(rows, task)
+                tasks.append(entry)
+                problems.extend(_task_problems(entry, data))
+    for leak in find_leaks(splits):
+        problems.append(
+            f"{leak.rows} training rows of {leak.train} stand in the {leak.split} rows of {leak.held_out}: "
+            f"{_shortened(leak.example)!r} ({leak.train_place}; {leak.held_out_place})"
+        )
+    trained = {task["task"] for task in tasks if task["split"] == "train"}
+    problems += [f"task {spec.name}: there are no training rows" for spec in data.tasks if spec.name not in trained]
+    return {"datasets": datasets, "tasks": tasks, "problems": problems}
+
+
+def _lengths(rows: EncodedSplit) -> dict[str, Any]:
+    import numpy as np
+
+    lengths = rows.lengths
+    quantiles = np.percentile(lengths, [50, 95, 100]).astype(int).tolist() if len(lengths) else [0, 0, 0]
+    return {
+        "tokens": {"mean": float(np.mean(lengths)), "median": quantiles[0], "p95": quantiles[1], "max": quantiles[2]}
+    }
+
+
+def _task(rows: EncodedSplit, task: TaskSource) -> dict[str, Any]:
+    from hf_mtl.registry import HEADS
+
+    head = HEADS.get(task.spec.type)
+    counts: Counter[str] = Counter()
+    for value in rows.gold(task):
+        if value is not None:
+            counts.update(head.describe(task.spec, value))
+    return {
+        "task": task.spec.name,
+        "dataset": rows.name,
+        "split": rows.split,
+        "labelled": len(rows.labelled(task.spec.name)),
+        "truncated": rows.truncated(task.spec.name),
+        "labels": {label: counts.get(label, 0) for label in task.spec.labels or ()},
+    }
+
+
+def _task_problems(entry: dict[str, Any], data: RecipeData) -> list[str]:
+    place = f"task {entry['task']}, {entry['split']}"
+    problems: list[str] = []
+    if entry["truncated"]:
+        limit = data.tokenizer.model_max_length
+        problems.append(f"{place}: {entry['truncated']} of {entry['labelled']} labelled rows are cut to {limit} tokens")
+    absent = [label for label, count in entry["labels"].items() if not count]
+    if absent and entry["split"] == "train":
+        shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        problems.append(f"{place}: {len(absent)} labels have no training row: {shown}")
+    return problems
+
+
+def _tables(report: dict[str, Any]) -> list[Any]:
+    from rich.table import Table
+
+    rows = Table(title="Datasets", title_justify="left")
+    for name in ("dataset", "split"):
+        rows.add_column(name)
+    for name in ("rows", "mean tokens", "median", "95%", "max"):
+        rows.add_column(name, justify="right")
+    for entry in report["datasets"]:
+        tokens = entry["tokens"]
+        numbers = (
+            f"{entry['rows']:,}",
+            f"{tokens['mean']:.1f}",
+            *(str(tokens[key]) for key in ("median", "p95", "max")),
+        )
+        rows.add_row(entry["dataset"], entry["split"], *numbers)
+    labels = Table(title="Tasks", title_justify="left")
+    for name in ("task", "split"):
+        labels.add_column(name)
+    for name in ("labelled", "cut"):
+        labels.add_column(name, justify="right")
+    labels.add_column("labels", overflow="fold")
+    for entry in report["tasks"]:
+        counts = sorted(entry["labels"].items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{label} {count:,}" for label, count in counts[:6])
+        shown += f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+        labels.add_row(
+            entry["task"], entry["split"], f"{entry['labelled']:,}", str(entry["truncated"]), _escaped(shown)
+        )
+    return [rows, labels]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,145 @@
+"""`hf-mtl predict`: every task's answer for a text, a file or standard input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict)
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.", show_default=False)],
+    text: Annotated[str | None, typer.Option(help="A text to answer.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="File of rows: jsonl, csv, tsv, parquet.")] = None,
+    target: Annotated[Path | None, typer.Option("--output", help="File to write: jsonl or parquet.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.", show_default="text")] = None,
+    text_pair_column: Annotated[str, typer.Option(help="Column of the second text.")] = "text_pair",
+    tokens_column: Annotated[str | None, typer.Option(help="Column of tokens.", show_default="tokens")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write rows, seconds and rows per second here, as JSON.")] = None,
+) -> None:
+    """Answer every task from one pass over the text: --text, --input with --output, or standard input to output."""
+    from hf_mtl.errors import SpecError
+
+    if source is None and text is None and sys.stdin.isatty():
+        raise SpecError(
+            "there is nothing to answer", mend="give --text, --input with --output, or rows on standard input"
+        )
+    if source is not None and (target is None or text is not None):
+        raise SpecError("--input goes with --output and without --text", mend="give --input and --output")
+    if target is not None and source is None:
+        raise SpecError("--output goes with --input", mend="give --input and --output")
+    if text is None and text_pair is not None:
+        raise SpecError("--text-pair goes with --text", mend="give --text too")
+
+    from hf_mtl.cli._terminal import progress, quiet_libraries, to_json
+    from hf_mtl.configuration import select_tasks
+    from hf_mtl.inference.bulk import Columns, check_files, predict_file
+    from hf_mtl.inference.loading import load_model
+    from hf_mtl.writing import write_text
+
+    quiet_libraries()
+    if source is not None and target is not None:
+        check_files(source, target)  # before the model is loaded
+    loaded, tokenizer = load_model(model, device=device, dtype=dtype)
+    tasks = [spec.name for spec in select_tasks(loaded.specs, task)]
+    # A tokens column named without a text column is what the user wants to be read.
+    columns = Columns(
+        text=text_column or (None if tokens_column else "text"),
+        text_pair=text_pair_column,
+        tokens=tokens_column or "tokens",
+    )
+    if text is not None:
+        _answer_text(loaded, tokenizer, text, text_pair, tasks)
+    elif source is not None and target is not None:
+        with progress("Answering", "rows") as show:
+            throughput = predict_file(
+                loaded,
+                tokenizer,
+                source,
+                target,
+                tasks=tasks,
+                columns=columns,
+                batch_size=batch_size,
+                on_rows=lambda done: show(done, None),
+            )
+        if report is not None:
+            write_text(to_json(throughput.to_dict()) + "\n", report)
+        failed = f", {throughput.errors} with an error" if throughput.errors else ""
+        speed = f"{throughput.rows_per_second:,.0f} rows/s"
+        typer.echo(f"{throughput.rows} rows{failed} in {throughput.seconds:.1f} s ({speed}): {target}", err=True)
+    else:
+        _answer_stdin(loaded, tokenizer, tasks, columns, batch_size)
+
+
+def _answer_text(model: Any, tokenizer: Any, text: str, text_pair: str | None, tasks: list[str]) -> None:
+    from hf_mtl.cli._terminal import out, to_json
+    from hf_mtl.inference.bulk import predict_rows
+
+    row = {"text": text, "text_pair": text_pair} if text_pair is not None else {"text": text}
+    answers = next(predict_rows(model, tokenizer, [row], tasks=tasks))["predictions"]
+    if sys.stdout.isatty():
+        out().print(answer_table(answers))
+    else:
+        typer.echo(to_json(answers))
+
+
+def _answer_stdin(model: Any, tokenizer: Any, tasks: list[str], columns: Any, batch_size: int) -> None:
+    from hf_mtl.inference.bulk import jsonl_rows, predict_rows, to_json
+
+    # A line is a row of JSON, or else a text: what people pipe by hand.
+    lines = (line if line.lstrip()[:1] in (b"{", b'"', b"[") else _as_text(line) for line in sys.stdin.buffer)
+    for row in predict_rows(
+        model, tokenizer, jsonl_rows(lines), tasks=tasks, columns=columns, batch_size=batch_size, chunk_rows=batch_size
+    ):
+        typer.echo(to_json(row))
+
+
+def _as_text(line: bytes) -> bytes:
+    import json
+
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return line
+    return json.dumps({"text": text}).encode() if text.strip() else b""
+
+
+def answer_table(answers: dict[str, dict[str, Any]]) -> Table:
+    """Lay out the answers of one text, a line per task."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("task")
+    table.add_column("answer", style="bold")
+    table.add_column("score", justify="right")
+    for task, answer in answers.items():
+        for place, (value, score) in enumerate(_lines(answer)):
+            table.add_row(task if place == 0 else "", value, score)
+    return table
+
+
+def _lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    """Read an answer by its keys, which say what kind of answer it is."""
+    if "label" in answer:
+        return [(answer["label"], f"{answer['score']:.3f}")]
+    if "labels" in answer:
+        return [(label, f"{answer['scores'][label]:.3f}") for label in answer["labels"]] or [("(none)", "")]
+    if "spans" in answer:
+        spans = [(f"{span['label']}: {span['text']}", f"{span['score']:.3f}") for span in answer["spans"]]
+        return spans or [("(none)", "")]
+    return [(f"{answer['value']:.3f}", "")]

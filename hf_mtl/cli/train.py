@@ -1,0 +1,141 @@
+"""`hf-mtl train`: one model for all tasks of a recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train", context_settings=EXTRA)(train)
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="The recipe.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option(help="Folder for checkpoints and the model.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model and checkpoints there.")] = False,
+) -> None:
+    """Train one model on all tasks of a recipe; takes any training argument: --num-train-epochs 3 --bf16 true ..."""
+    from hf_mtl.errors import SpecError
+
+    overrides = training_options(context.args)
+    if resume and overwrite:
+        raise SpecError("--resume and --overwrite are both given", mend="give one of them")
+    from hf_mtl.cli._terminal import err, out, quiet_libraries, score_table
+    from hf_mtl.data.recipe import read_recipe
+    from hf_mtl.training.run import run_training
+
+    quiet_libraries()
+    # Progress is shown by our own callback; the Trainer's would print dictionaries.
+    read = read_recipe(recipe, training={"disable_tqdm": True, **overrides})
+    del read.training["disable_tqdm"]
+    run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[progress_callback()])
+    if run.was_finished:
+        err().print(f"the run in {output_dir} is finished: nothing to do")
+    elif run.test is not None:
+        out().print(score_table(run.test, title="test split"))
+    err().print(f"model: {output_dir}")
+
+
+def training_options(arguments: list[str]) -> dict[str, Any]:
+    """Read training arguments from the command line.
+
+    Args:
+        arguments: `--num-train-epochs 3`, `--learning-rate=1e-4`, `--bf16` (true) and the like.
+
+    Returns:
+        Values by name, typed as YAML types them.
+
+    Raises:
+        SpecError: a value stands without its option.
+
+    Example:
+        >>> training_options(["--num-train-epochs", "2", "--bf16", "--learning-rate=1e-4"])
+        {'num_train_epochs': 2, 'bf16': True, 'learning_rate': 0.0001}
+    """
+    from hf_mtl.data.yaml import parse_scalar
+    from hf_mtl.errors import SpecError
+
+    options: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--") or len(option) < 3:
+            raise SpecError(f"{option!r} is not an option", mend="write training arguments as --name value")
+        name, given, value = option[2:].partition("=")
+        if not given:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        options[name.replace("-", "_")] = parse_scalar(value)
+    return options
+
+
+def progress_callback() -> TrainerCallback:
+    """Return a callback that shows a progress bar on a terminal, and a line per evaluation everywhere."""
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from hf_mtl.cli._terminal import err
+
+    class Progress(TrainerCallback):
+        def __init__(self) -> None:
+            self.bar: Any = None
+            self.task: Any = None
+
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if not state.is_world_process_zero or not sys.stderr.isatty():
+                return
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=err())
+            self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+            self.bar.start()
+
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if self.bar is not None:
+                self.bar.update(self.task, completed=state.global_step)
+
+        def on_log(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            logs: dict[str, float] | None = None,
+            **kwargs: Any,
+        ) -> None:
+            if self.bar is not None and logs and "loss" in logs:
+                self.bar.update(self.task, description=f"Training, loss {logs['loss']:.3f}")
+
+        def on_evaluate(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            metrics: dict[str, float] | None = None,
+            **kwargs: Any,
+        ) -> None:
+            if state.is_world_process_zero and metrics:
+                console = self.bar.console if self.bar is not None else err()
+                console.print(f"epoch {state.epoch or 0:.2f}: validation average {metrics['eval_average']:.4f}")
+
+        def on_train_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if self.bar is not None:
+                self.bar.stop()
+
+    return Progress()

@@ -1,0 +1,173 @@
+"""A whole training run: from a recipe to a folder with the model, its scores and the recipe as it was used."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+
+from hf_mtl.data.preparation import load_recipe
+from hf_mtl.data.recipe import Recipe
+from hf_mtl.errors import OutputError
+from hf_mtl.evaluation.scoring import Scores
+from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.training.arguments import training_arguments
+from hf_mtl.training.trainer import MultiTaskTrainer
+from hf_mtl.writing import write_text
+
+RECIPE_NAME = "recipe.yaml"
+RESULTS_NAME = "train_results.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a finished run left behind.
+
+    Args:
+        output_dir: folder of the model.
+        results: `train`, `validation` and `test` results, as in `train_results.json`.
+        test: scores on the test split; `None` where there is none, or the run had been finished before.
+        was_finished: whether there was nothing left to do.
+    """
+
+    output_dir: Path
+    results: dict[str, Any]
+    test: Scores | None = None
+    was_finished: bool = False
+
+
+def run_training(
+    recipe: Recipe,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainingRun:
+    """Train a recipe, score the model on validation and test, and save everything.
+
+    Nothing that stands in the folder is touched before recipe and data have been read without error.
+
+    Args:
+        recipe: the recipe, with its training arguments.
+        output_dir: folder of checkpoints, the model, `recipe.yaml` and `train_results.json`.
+        resume: go on from the last whole checkpoint; on a finished run nothing is done.
+        overwrite: replace the model or checkpoints that stand in the folder.
+        callbacks: callbacks for the Trainer, in place of those that print.
+
+    Returns:
+        The results.
+
+    Raises:
+        OutputError: the folder holds a model or checkpoint and neither `resume` nor `overwrite` is set, or resuming a
+            run of another recipe.
+        HfMtlError: the recipe, its data or its encoder cannot be used.
+    """
+    folder = Path(output_dir)
+    arguments = training_arguments(folder, recipe.training)
+    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    if resume and (folder / RESULTS_NAME).is_file():
+        results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+        return TrainingRun(folder, results, was_finished=True)
+    checkpoint = last_checkpoint(folder) if resume else None
+
+    data = load_recipe(recipe, seed=arguments.seed)
+    set_seed(arguments.seed)
+    model = MultiTaskModel.from_encoder(recipe.encoder_path, data.tasks, seed=arguments.seed)
+    trainer = MultiTaskTrainer(
+        model,
+        arguments,
+        train_datasets=data.train,
+        eval_datasets=data.validation,
+        tokenizer=data.tokenizer,
+        callbacks=list(callbacks),
+    )
+    for printing in (PrinterCallback, ProgressCallback):  # the callers' own callbacks say how it goes
+        trainer.remove_callback(printing)
+    writes = trainer.is_world_process_zero()
+    if writes:
+        if overwrite:
+            _clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(recipe.to_yaml(relative_to=folder), folder / RECIPE_NAME)
+    trainer.accelerator.wait_for_everyone()
+
+    trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    results: dict[str, Any] = {"train": trained.metrics}
+    test: Scores | None = None
+    for split in ("validation", "test"):
+        rows = data.split(split)
+        if rows:
+            scores = trainer.score(rows)
+            metrics = scores.metrics
+            results[split] = {**metrics, "average": scores.average(metrics)}
+            test = scores if split == "test" else test
+    _save(trainer, folder)
+    if writes:
+        write_text(json.dumps(_finite(results), indent=2) + "\n", folder / RESULTS_NAME)
+    return TrainingRun(folder, results, test)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; `None` where there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    # The trainer's state is the last file of a checkpoint that is written.
+    whole = [path for path in found if _is_json(path / "trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("it is a file", where=str(folder), mend="name a folder")
+    holds = [name for name in ("model.safetensors", "config.json", RESULTS_NAME) if (folder / name).exists()]
+    holds += [path.name for path in folder.glob("checkpoint-*")]
+    if holds and not (resume or overwrite):
+        raise OutputError(
+            f"the folder holds {holds[0]}", where=str(folder), mend="give --resume, --overwrite or another --output-dir"
+        )
+    written = folder / RECIPE_NAME
+    if resume and written.is_file() and written.read_text(encoding="utf-8") != recipe.to_yaml(relative_to=folder):
+        raise OutputError(
+            f"the run there was of another recipe (see {RECIPE_NAME})",
+            where=str(folder),
+            mend="resume with the same recipe and arguments, or give another --output-dir",
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove the model and checkpoints of an earlier run, and nothing else."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (RESULTS_NAME, RECIPE_NAME, "config.json", "model.safetensors", "training_args.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _save(trainer: MultiTaskTrainer, folder: Path) -> None:
+    """Save the model under a temporary name, then move its files into place."""
+    temporary = folder / ".model.tmp"
+    trainer.save_model(str(temporary))
+    if trainer.is_world_process_zero():
+        for path in sorted(temporary.iterdir()):
+            path.replace(folder / path.name)
+        temporary.rmdir()
+    trainer.accelerator.wait_for_everyone()
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
