@@ -152,7 +152,7 @@ def _loss(model: MultiTaskModel, task: str, logits: np.ndarray, labels: torch.Te
 def _judge(split: EncodedSplit, task: TaskSource, answers: Mapping[int, Answers]) -> list[Judged]:
     spec, head = task.spec, HEADS.get(task.spec.type)
     gold = split.gold(task)
-    labelled = [row for row in split.labelled(spec.name).tolist()]
+    labelled: list[int] = split.labelled(spec.name).tolist()
     texts = [inputs.text for inputs in split.inputs()]
     return [
         Judged(

@@ -2,18 +2,89 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from hf_mtl.data.recipe import near
-from hf_mtl.errors import RecipeError, SpecError
+from hf_mtl.errors import RecipeError, SpecError, one_of
 from hf_mtl.registry import SAMPLERS
+
+logger = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("loss", "rmse")
+"""How the names of metrics end of which the best is the least."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: tuple(str(member.value) for member in choices)
+    for name, choices in {
+        "eval_strategy": IntervalStrategy,
+        "logging_strategy": IntervalStrategy,
+        "save_strategy": SaveStrategy,
+        "hub_strategy": HubStrategy,
+        "lr_scheduler_type": SchedulerType,
+        "optim": OptimizerNames,
+    }.items()
+} | {"log_level": ("debug", "info", "warning", "error", "critical", "passive")}
+
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "save_total_limit": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+    "eval_delay": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
+}
+"""The least value of a number; those of `ABOVE_ZERO` must be more than 0."""
+ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "set label_smoothing in a task",
+    "train_sampling_strategy": "set sampling; rows of like length always come together",
+    "dataloader_drop_last": "leave it out, every row is trained on",
+    "bf16_full_eval": "leave it out, evaluation runs in the precision of training",
+    "fp16_full_eval": "leave it out, evaluation runs in the precision of training",
+}
+"""Arguments of transformers that this trainer would ignore, and what to do instead."""
+
+GONE = {
+    "warmup_ratio": "use warmup_steps, which below 1 is a share of all steps",
+    "evaluation_strategy": "use eval_strategy",
+    "no_cuda": "use use_cpu",
+    "group_by_length": "leave it out, rows of like length always come together",
+    "logging_dir": "leave it out, or set the environment variable TENSORBOARD_LOGGING_DIR",
+    "overwrite_output_dir": "leave it out",
+    "save_safetensors": "leave it out, weights are always saved so",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "output_dir": "give the folder where the run is started",
+}
+"""Arguments that many still know, and what took their place."""
+
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 @dataclass
@@ -24,7 +95,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         sampling: how datasets are sampled, the name of a registered sampling strategy.
 
     Raises:
-        SpecError: `sampling` is not registered.
+        SpecError: an argument has a value that is not allowed, or that would have no effect.
     """
 
     sampling: str = field(default="proportional", metadata={"help": "Sampling strategy of the datasets."})
@@ -35,8 +106,12 @@ class MultiTaskTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of an evaluation batch per device."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warmup steps, or their share of all steps if below 1."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    eval_strategy: IntervalStrategy | str = field(
+        default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."}
+    )
+    save_strategy: SaveStrategy | str = field(
+        default="epoch", metadata={"help": "When to save: no, steps, epoch or best."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(
@@ -46,64 +121,151 @@ class MultiTaskTrainingArguments(TrainingArguments):
         default="none", metadata={"help": "Where to report: tensorboard, wandb..."}
     )
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    # Pushing while training would put pickles (training_args.bin) on the Hub.
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When to push, if push_to_hub."})
 
     def __post_init__(self) -> None:
         SAMPLERS.check(self.sampling)
+        self._check_values()
+        self._check_best_model()
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers refuses bf16, which CPUs have too
         super().__post_init__()
+        if self.n_gpu > 1:
+            # DataParallel would cut the row numbers of a batch to pieces along with its rows.
+            logger.warning("One of %d GPUs is used; start with torchrun or accelerate launch to use all", self.n_gpu)
+            self._n_gpu = 1
+        self._check_reports()
+
+    def _check_values(self) -> None:
+        for name, choices in CHOICES.items():
+            value = _plain(getattr(self, name))
+            if value not in choices:
+                mend = f"use one of {one_of(choices)}" if len(choices) < 10 else near(value, choices)
+                raise SpecError(f"{name} is {value!r}", mend=mend)
+        for name in (*LEAST, *ABOVE_ZERO):
+            value, least = getattr(self, name), LEAST.get(name)
+            if isinstance(value, int | float) and (
+                not math.isfinite(value) or (value < least if least is not None else value <= 0)
+            ):
+                wanted = f"at least {least}" if least is not None else "above 0"
+                raise SpecError(f"{name} is {value!r}", mend=f"give a number {wanted}")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise SpecError(f"max_steps is {self.max_steps!r}", mend="give at least 1, or -1 for no limit")
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, mend in WITHOUT_EFFECT.items():
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise SpecError(f"{name} is {value!r}, which would have no effect", mend=mend)
+
+    def _check_best_model(self) -> None:
+        evaluates, saves = _plain(self.eval_strategy), _plain(self.save_strategy)
+        if saves == "best" and evaluates == "no":
+            raise SpecError("save_strategy is 'best', but eval_strategy is 'no'", mend="set eval_strategy")
+        if self.load_best_model_at_end and saves not in ("best", evaluates):
+            raise SpecError(
+                f"eval_strategy is {evaluates!r} and save_strategy is {saves!r}, so the best model would not be saved",
+                mend="give both the same value, or set load_best_model_at_end to false",
+            )
+
+    def _check_reports(self) -> None:
+        if self.report_to:
+            from transformers.integrations import get_available_reporting_integrations
+
+            known = get_available_reporting_integrations()
+            for name in self.report_to:
+                if name not in known:
+                    raise SpecError(
+                        f"report_to is {name!r}, which is not known or not installed",
+                        mend=f"install it, or use one of {one_of(['none', *known])}",
+                    )
 
 
 def training_arguments(output_dir: str | Path, values: Mapping[str, Any]) -> MultiTaskTrainingArguments:
     """Make training arguments from a recipe's `training` and the command line.
+
+    What is not given follows from what is: without evaluation no best model is looked for, and checkpoints are saved
+    when it is evaluated.
 
     Args:
         output_dir: folder of checkpoints and the trained model.
         values: arguments by name, as YAML gives them.
 
     Raises:
-        RecipeError: a name is unknown, or a value is not of the argument's type.
+        RecipeError: a name is unknown, or a value is not allowed; names argument, value and the values allowed.
+
+    Example:
+        >>> training_arguments("unused", {"eval_strategy": "no", "learning_rate": 1}).load_best_model_at_end
+        False
+        >>> training_arguments("unused", {"learning_rate": "fast"})
+        Traceback (most recent call last):
+            ...
+        hf_mtl.errors.RecipeError: training: learning_rate is 'fast'; give a number
     """
     hints = typing.get_type_hints(MultiTaskTrainingArguments)
     known = {f.name: hints[f.name] for f in fields(MultiTaskTrainingArguments) if f.init and f.name != "output_dir"}
-    accepted: dict[str, Any] = {}
-    for name, value in values.items():
+    for name in values:
         if name not in known:
-            raise RecipeError(f"unknown training argument {name!r}", mend=near(name, list(known)))
-        accepted[name] = _accept(name, value, known[name])
-    # Without evaluation there is no best checkpoint; asking for one by default would be refused.
-    if str(accepted.get("eval_strategy", "epoch")) == "no" or str(accepted.get("save_strategy", "epoch")) == "no":
-        accepted.setdefault("load_best_model_at_end", False)
-        if not accepted["load_best_model_at_end"]:
-            accepted.setdefault("metric_for_best_model", None)
-    elif "eval_strategy" in accepted and "save_strategy" not in accepted:
-        accepted["save_strategy"] = accepted["eval_strategy"]
-        if "eval_steps" in accepted:
-            accepted.setdefault("save_steps", accepted["eval_steps"])
+            mend = GONE.get(name) or near(name, list(known))
+            raise RecipeError(f"unknown argument {name!r}", where="training", mend=mend)
+    accepted = {name: _accept(name, value, known[name]) for name, value in values.items()}
     try:
-        return MultiTaskTrainingArguments(output_dir=str(output_dir), **accepted)
+        return MultiTaskTrainingArguments(output_dir=str(output_dir), **_completed(accepted))
     except SpecError as error:
-        raise error.at("training") from None
+        raise RecipeError(error.problem, where="training", mend=error.mend) from None
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(str(error).strip().split("\n")[0], where="training", mend="correct the argument") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(reason, where="training", mend="correct the argument") from error
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Add what follows from the arguments given."""
+    values = dict(values)
+    evaluates, saves = _plain(values.get("eval_strategy")), _plain(values.get("save_strategy"))
+    if "no" in (evaluates, saves):
+        values.setdefault("load_best_model_at_end", False)
+    elif evaluates is not None and saves is None:
+        values["save_strategy"] = evaluates
+        if evaluates == "steps":
+            values.setdefault("save_steps", values.get("eval_steps") or values.get("logging_steps", 50))
+    elif saves in ("steps", "epoch") and evaluates is None:
+        values["eval_strategy"] = saves
+        if saves == "steps":
+            values.setdefault("eval_steps", values.get("save_steps", 500))
+    return values
 
 
 def _accept(name: str, value: Any, hint: Any) -> Any:
     """Check a value against an argument's type; whole numbers are taken for floats, and numbers in text refused."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    allowed = set(typing.get_args(hint)) if union else {hint}
-    plain = {kind for kind in allowed if kind in (bool, int, float, str, type(None))}
-    if isinstance(value, bool):
-        fits = bool in plain
-    elif isinstance(value, int):
-        fits = bool(plain & {int, float})
-    elif isinstance(value, float):
-        fits = float in plain or (int in plain and value.is_integer())
-        value = int(value) if fits and float not in plain else value
-    elif value is None:
-        fits = type(None) in plain
-    else:
-        # Text for anything that reads text: enumerations, lists and mappings check it themselves.
-        fits = not isinstance(value, str) or str in plain or plain <= {type(None)}
-    if not fits:
-        wanted = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in plain))
+    kinds = _kinds(hint)
+    if type(value) is int and int not in kinds and float in kinds:
+        return float(value)
+    if type(value) is float and float not in kinds and int in kinds and value.is_integer():
+        return int(value)
+    if type(value) not in kinds and not isinstance(value, Enum):
+        wanted = " or ".join(NAMES.get(kind, "null") for kind in kinds)
+        if name in CHOICES:
+            wanted = f"one of {one_of(CHOICES[name])}" if len(CHOICES[name]) < 10 else "the name of one"
         raise RecipeError(f"{name} is {value!r}", where="training", mend=f"give {wanted}")
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) and int not in plain else value
+    return value
+
+
+def _kinds(hint: Any) -> list[type]:
+    """Return the types that YAML can give for a type hint."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds: list[type] = []
+    for option in typing.get_args(hint) if union else (hint,):
+        origin = typing.get_origin(option) or option
+        if origin is typing.Literal:
+            kinds += [type(value) for value in typing.get_args(option)]
+        elif origin in NAMES or origin is type(None):
+            kinds.append(origin)
+        elif isinstance(origin, type) and issubclass(origin, str):  # an enumeration
+            kinds.append(str)
+    return list(dict.fromkeys(kinds))
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value

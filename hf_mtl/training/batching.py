@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler as TorchSampler
 
 from hf_mtl.errors import DataError
-from hf_mtl.training.samplers.base import Sampler
+from hf_mtl.training.samplers.base import BATCH_STREAM, Sampler
 from hf_mtl.training.sources import ShuffledRows
 
 POOL_BATCHES = 64
@@ -18,8 +18,9 @@ POOL_BATCHES = 64
 class MixedBatchSampler(TorchSampler[list[int]]):
     """Draws rows as the sampler says, sorts pools of them by length, and shuffles the batches cut from a pool.
 
-    No row is dropped or drawn twice: the rows of a pool are dealt out to batches whose sizes differ by one at most, and a
-    batch's rows to the processes in turn. Every process computes the same plan from the seed and the epoch.
+    No row is dropped or drawn twice: the rows of a pool are dealt out to batches whose sizes differ by one at most, and
+    a batch's rows to the processes in turn. Every process computes the same plan from the seed and the epoch. Only where
+    several processes take one row each, and rows are left over, does a process get a batch of two.
 
     Args:
         sampler: says which dataset each row comes from.
@@ -62,7 +63,7 @@ class MixedBatchSampler(TorchSampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         rank, world = self.process
         rows, lengths = self._rows()
-        generator = np.random.default_rng((self.sampler.seed, self.epoch, 1))
+        generator = np.random.default_rng((BATCH_STREAM, self.sampler.seed, self.epoch))
         for start, end, batches in self._pools():
             # Rows of one length stay in the order they were drawn in: a mix of datasets.
             order = start + np.argsort(lengths[start:end], kind="stable")
@@ -90,5 +91,6 @@ class MixedBatchSampler(TorchSampler[list[int]]):
             end = min(size, start + per_step * self.pool_batches)
             if size - end < world:  # too few rows would be left for every process to get one
                 end = size
-            yield start, end, -(-(end - start) // per_step)
+            # As few batches as the batch size allows, but none in which a process would have no row.
+            yield start, end, min(-(-(end - start) // per_step), (end - start) // world)
             start = end

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.data.preparation import EncodedSplit
+from hf_mtl.training.samplers.base import ROW_STREAM
 
 
 class ShuffledRows:
@@ -44,7 +45,9 @@ class ShuffledRows:
             Row indices and their lengths in tokens, each `(count,)`.
         """
         rounds = range(-(-count // len(self)))
-        order = [np.random.default_rng((*self.seed, epoch, number)).permutation(len(self)) for number in rounds]
+        order = [
+            np.random.default_rng((ROW_STREAM, *self.seed, epoch, number)).permutation(len(self)) for number in rounds
+        ]
         places = np.concatenate(order)[:count] if order else np.zeros(0, dtype=np.int64)
         return self.rows[places], self.lengths[places]
 

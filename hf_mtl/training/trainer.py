@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -17,24 +18,37 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import seed_worker, speed_metrics
 
 from hf_mtl.data.preparation import EncodedSplit
+from hf_mtl.data.recipe import near
 from hf_mtl.errors import DataError, SpecError
+from hf_mtl.evaluation.metrics import load_metric
 from hf_mtl.evaluation.prediction import collator_for
 from hf_mtl.evaluation.scoring import Scores, score
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
-from hf_mtl.registry import SAMPLERS
+from hf_mtl.registry import HEADS, SAMPLERS
 from hf_mtl.training.arguments import MultiTaskTrainingArguments
 from hf_mtl.training.batching import MixedBatchSampler
 from hf_mtl.training.objective import StepTotals, step_loss, step_totals
 from hf_mtl.training.sources import JointRows
+from hf_mtl.writing import write_text
 
 TRAINING_ARGS_NAME = "training_args.json"
+
+LOCAL_ARGUMENTS = ("output_dir", "resume_from_checkpoint", "local_rank")
+
+WITHOUT_EFFECT = {
+    "compute_metrics": "every task type brings its metrics",
+    "preprocess_logits_for_metrics": "every task type brings its metrics",
+    "compute_loss_func": "every task type brings its loss",
+    "model_init": "give the model",
+}
+"""Arguments of the Trainer that this one would ignore, and why."""
 
 
 class MultiTaskTrainer(Trainer):
     """Trains one model on several datasets, in batches that mix their rows.
 
-    Checkpoints, callbacks, schedulers, logging and `accelerate launch` are the Trainer's. What differs: batches are drawn by
-    a sampling strategy and hold rows of like length; the loss of an optimizer step is exact over its micro-batches
+    Checkpoints, callbacks, schedulers, logging and `accelerate launch` are the Trainer's. What differs: batches are drawn
+    by a sampling strategy and hold rows of like length; the loss of an optimizer step is exact over its micro-batches
     and processes; one evaluation answers for all tasks, with `eval_<task>_<metric>`, `eval_<task>_loss` and
     `eval_average`, the mean of the tasks' primary metrics.
 
@@ -47,7 +61,8 @@ class MultiTaskTrainer(Trainer):
         trainer_kwargs: passed to `Trainer`: `callbacks`, `optimizers` and others.
 
     Raises:
-        SpecError: a dataset holds labels of a task that the model does not have, or has other labels for it.
+        SpecError: a dataset holds labels of a task that the model does not have, or has other labels for it; or an
+            argument would have no effect, or names a metric that the evaluation will not have.
     """
 
     # `compute_loss` divides by the items of the whole step, so the Trainer must not divide by the micro-batches.
@@ -67,7 +82,10 @@ class MultiTaskTrainer(Trainer):
         self.train_splits = dict(train_datasets or {})
         for split in (*self.train_splits.values(), *(eval_datasets or {}).values()):
             _check_tasks(model, split)
-        args.remove_unused_columns = False  # the collator reads label columns that `forward` does not name
+        _check_best_metric(args.metric_for_best_model, eval_datasets or {})
+        for name, mend in WITHOUT_EFFECT.items():
+            if trainer_kwargs.get(name) is not None:
+                raise SpecError(f"{name} is given, which would have no effect", mend=mend)
         super().__init__(
             model=model,
             args=args,
@@ -77,7 +95,6 @@ class MultiTaskTrainer(Trainer):
             processing_class=tokenizer,
             **trainer_kwargs,
         )
-        self.label_names = ["labels"]
         self._loss_sums: dict[str, Tensor] = {}
 
     @property
@@ -98,6 +115,7 @@ class MultiTaskTrainer(Trainer):
             {name: len(source) for name, source in zip(self.train_splits, sources, strict=True)}, seed=seed
         )
         batches = MixedBatchSampler(sampler, sources, batch_size=self._train_batch_size, process=process)
+        self._loss_sums = {}  # of an earlier training, after its last log
         loader = DataLoader(
             rows,
             batch_sampler=batches,
@@ -106,12 +124,32 @@ class MultiTaskTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-            worker_init_fn=lambda worker: seed_worker(worker, self.args.dataloader_num_workers, process[0]),
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
+            worker_init_fn=partial(seed_worker, num_workers=self.args.dataloader_num_workers, rank=process[0]),
         )
         # The plan is rank-aware already: prepared for one process, nothing is sharded or dropped a second time.
         return prepare_data_loader(
             loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, rng_types=[]
         )
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        return cast(MixedBatchSampler, dataloader.batch_sampler).sampler.epoch_size()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Never:
+        """There is none: rows are batched by length for each dataset.
+
+        Raises:
+            SpecError: always; names what to call.
+        """
+        raise SpecError(
+            "this trainer has no dataloader for evaluation and prediction",
+            mend="use evaluate(splits) or score(splits), or hf_mtl.predict_file and the pipeline for rows without labels",
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> Never:
+        """There is none, and so no `predict`: see `get_eval_dataloader`."""
+        return self.get_eval_dataloader(test_dataset)
 
     # ------------------------------------------------------------------ loss
 
@@ -137,9 +175,11 @@ class MultiTaskTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         outputs: MultiTaskOutput = model(**inputs)
-        losses = outputs.losses or {}
-        totals = num_items_in_batch
-        if isinstance(totals, StepTotals):
+        losses, totals = outputs.losses, num_items_in_batch
+        if losses is None:
+            # None of the rows has a label left, since truncation cut them off: nothing to learn, but a graph to go back.
+            loss = torch.stack([logits.sum() * 0.0 for logits in (outputs.logits or {}).values()]).sum()
+        elif isinstance(totals, StepTotals):
             loss = step_loss(self.multi_task_model, losses, inputs, totals)
             self._remember_losses(losses, inputs)
         else:
@@ -171,25 +211,35 @@ class MultiTaskTrainer(Trainer):
 
     # ------------------------------------------------------------------ evaluation
 
-    def evaluate(
+    def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes splits, where Trainer takes datasets
         self,
-        eval_dataset: Mapping[str, EncodedSplit] | None = None,  # pyright: ignore[reportIncompatibleMethodOverride]
+        eval_dataset: Mapping[str, EncodedSplit] | EncodedSplit | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Score all tasks, log the result once and fire `on_evaluate` once.
 
         Args:
-            eval_dataset: splits by dataset; those the trainer was made with where not given.
+            eval_dataset: splits by dataset, or one split; those the trainer was made with where not given.
             ignore_keys: not used.
             metric_key_prefix: what the keys begin with.
 
         Returns:
             `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss`, `<prefix>_average` and speed.
+
+        Raises:
+            DataError: there are no splits.
         """
-        splits = eval_dataset if eval_dataset is not None else cast(Any, self.eval_dataset)
+        if isinstance(eval_dataset, EncodedSplit):
+            eval_dataset = {eval_dataset.name: eval_dataset}
+        splits: Mapping[str, EncodedSplit] = eval_dataset or cast(
+            Any, self.eval_dataset if eval_dataset is None else {}
+        )
         if not splits:
             raise DataError("there are no rows to evaluate on", mend="name validation files in the recipe's datasets")
+        self._memory_tracker.start()
+        if self.state.epoch is None:
+            self.state.epoch = 0.0  # the progress callback of notebooks cannot show None
         start = time.time()
         scores = self.score(splits)
         metrics: dict[str, float] = {}
@@ -202,6 +252,7 @@ class MultiTaskTrainer(Trainer):
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=rows)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
     def score(self, splits: Mapping[str, EncodedSplit]) -> Scores:
@@ -217,7 +268,8 @@ class MultiTaskTrainer(Trainer):
         )
 
     def _show_progress(self, done: int, total: int) -> None:
-        # The progress callbacks ask a dataloader for its length alone.
+        # The progress callbacks read nothing of a dataloader but its length.
+        self.callback_handler.eval_dataloader = range(total)
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # ------------------------------------------------------------------ saving
@@ -227,7 +279,9 @@ class MultiTaskTrainer(Trainer):
         folder = Path(output_dir if output_dir is not None else cast(str, self.args.output_dir))
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the same in JSON stands beside it
-            (folder / TRAINING_ARGS_NAME).write_text(json.dumps(self.args.to_dict(), indent=2), encoding="utf-8")
+            # Paths of this machine do not travel with the model; `to_dict` masks tokens.
+            values = {key: value for key, value in self.args.to_dict().items() if key not in LOCAL_ARGUMENTS}
+            write_text(json.dumps(values, indent=2, default=str) + "\n", folder / TRAINING_ARGS_NAME)
 
 
 def _check_tasks(model: MultiTaskModel, split: EncodedSplit) -> None:
@@ -243,3 +297,15 @@ def _check_tasks(model: MultiTaskModel, split: EncodedSplit) -> None:
                 where=f"dataset {split.name!r}, task {task.spec.name!r}",
                 mend="load the recipe with tasks=model.specs",
             )
+
+
+def _check_best_metric(name: str | None, splits: Mapping[str, EncodedSplit]) -> None:
+    """Find a wrong `metric_for_best_model` before the first epoch is trained, not after it."""
+    if name is None or not splits:
+        return
+    specs = [task.spec for split in splits.values() for task in split.tasks]
+    metrics = {spec.name: load_metric(HEADS.get(spec.type).metric_name(spec), scheme=spec.scheme) for spec in specs}
+    known = [f"{task}_{key}" for task, metric in metrics.items() for key in (*metric.keys, "loss")]
+    name, known = name.removeprefix("eval_"), ["average", *known]
+    if name not in known:
+        raise SpecError(f"metric_for_best_model is {name!r}", mend=near(name, known))

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_mtl.data import loading
+from hf_mtl.data import formats
 from hf_mtl.data.loading import RawSplit, Source, read_files, read_hub, split_validation
 from hf_mtl.errors import DataError, SpecError
 
@@ -173,7 +173,7 @@ def test_csv_lines_are_physical_lines(tmp_path: Path, newline: str) -> None:
 
 
 def test_jsonl_lines_count_blank_lines_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(formats, "BATCH_ROWS", 7)
     rng = random.Random(1)
     lines = [json.dumps({"text": f"t{n}"}) if rng.random() < 0.7 else "  " for n in range(1, 101)]
     write(tmp_path / "a.jsonl", "\n".join(lines))
@@ -341,7 +341,7 @@ def test_json_keys_may_lack(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_empty_objects_is_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(formats, "BATCH_ROWS", 2)
     split = read_jsonl(tmp_path, {}, {}, {"text": "x"}, {"text": "y"}, {}, {})
     assert split.dataset["text"][:] == [None, None, "x", "y", None, None]
     assert split.where(5) == "a.jsonl, line 6"
@@ -358,7 +358,7 @@ def test_json_values_keep_their_kinds(tmp_path: Path) -> None:
 
 
 def test_types_widen_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(formats, "BATCH_ROWS", 1)
     rows = [
         {"a": None, "b": [], "c": {"y": 1, "x": []}, "d": 1},
         {"a": "x", "b": [1], "c": {"x": [2], "y": 2.5}, "d": 2},
@@ -377,7 +377,7 @@ def test_types_widen_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_lists_of_mappings_widen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(formats, "BATCH_ROWS", 1)
     unknown = [{"start": 0, "label": None}, {"start": None, "label": None}]
     assert read_jsonl(tmp_path, {"spans": unknown}, {"spans": unknown}).dataset["spans"][:] == [unknown] * 2
     named = [{"label": "PER", "start": 1.5}]
@@ -406,7 +406,7 @@ def test_lists_of_mappings_widen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_mixed_types_name_line_and_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], message: str, batch_rows: int
 ) -> None:
-    monkeypatch.setattr(loading, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(formats, "BATCH_ROWS", batch_rows)
     with pytest.raises(DataError, match=message):
         read_jsonl(tmp_path, *({"label": value} for value in values))
 
@@ -572,11 +572,11 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 CACHE_SCRIPT = """
 import sys
 from pathlib import Path
-from hf_mtl.data import loading
+from hf_mtl.data import arrow_cache, loading
 
 if sys.argv[2] == "second":
     def refuse(*arguments): raise AssertionError("the file was parsed again")
-    loading._write_arrow = refuse
+    arrow_cache._write_arrow = refuse
 
 split = loading.read_files("a.jsonl", base=Path(sys.argv[1]))
 mapped = split.dataset.map(lambda batch: {"loud": [t.upper() for t in batch["text"]]}, batched=True)

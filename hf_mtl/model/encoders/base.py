@@ -19,6 +19,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
+from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.errors import ModelError
 from hf_mtl.registry import ENCODERS
 
@@ -128,6 +129,12 @@ def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel
     """
     name = str(name_or_path)
     config = load_encoder_config(name, **hub_kwargs)
+    if isinstance(config, MultiTaskConfig):
+        raise ModelError(
+            "it is a multi-task model, not an encoder",
+            where=f"encoder {name!r}",
+            mend="load it with MultiTaskModel.from_pretrained, or name an encoder",
+        )
     # Not in the checkpoint's dtype: those in half precision, such as DeBERTa-v3's, could not be trained as they are.
     return adapter_for(config).load(name, config, **{"dtype": torch.get_default_dtype(), **hub_kwargs})
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from hf_mtl.errors import SpecError
 
+# What numpy's random streams of a seed are for. Without it they overlap: numpy takes (0, 1) and (0, 1, 0) for one seed.
+DRAW_STREAM, ROW_STREAM, BATCH_STREAM = 1, 2, 3
+
 
 class Sampler(ABC):
     """Draws datasets, never rows: each source owns the order of its rows.
@@ -50,4 +53,4 @@ class Sampler(ABC):
 
     def generator(self, epoch: int) -> np.random.Generator:
         """Return the random generator of an epoch."""
-        return np.random.default_rng((self.seed, epoch))
+        return np.random.default_rng((DRAW_STREAM, self.seed, epoch))

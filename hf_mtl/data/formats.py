@@ -1,0 +1,305 @@
+"""The file formats: one reader each, from a file to numbered rows or to Arrow tables."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_mtl.data.conll import read_conll, read_conllu
+from hf_mtl.errors import DataError
+
+BATCH_ROWS = 2_000
+CONLL_ENDINGS = (".conll", ".txt", ".iob", ".bio")
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+
+_NumberedRows = Iterator[tuple[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file: its absolute path, its name for error messages, and its ending without `.gz`."""
+
+    path: Path
+    name: str
+    ending: str
+
+    @property
+    def unit(self) -> str:
+        return "row" if self.ending in (".json", *_TABLE_READERS) else "line"
+
+    def at(self, number: int) -> str:
+        return f"{self.name}, {self.unit} {number}"
+
+    def open(self) -> IO[bytes]:
+        if self.path.suffix.lower() == ".gz":
+            return cast(IO[bytes], gzip.open(self.path, "rb"))
+        return self.path.open("rb")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether `read_tables` reads it; if not, `read_batches` does."""
+        return self.ending in _TABLE_READERS
+
+
+def read_batches(file: DataFile, columns: Sequence[str] | None) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yield a file's rows, some at a time, each with the line it begins at.
+
+    Args:
+        file: a file of text.
+        columns: names for the columns of CoNLL files.
+
+    Raises:
+        DataError: the file or a line of it cannot be read.
+    """
+    rows = _conll_rows(file, columns) if file.ending in CONLL_ENDINGS else _ROW_READERS[file.ending](file)
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield batch
+
+
+def read_tables(file: DataFile) -> Iterator[pa.Table]:
+    """Yield a file's rows as tables; what `datasets` wrote about their columns is in the schema's metadata.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return _TABLE_READERS[file.ending](file)
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """Cut a text to a length, for error messages.
+
+    Example:
+        >>> shorten("a very long text", length=9)
+        'a very...'
+    """
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+# ---------------------------------------------------------------------- readers of rows
+
+
+@contextmanager
+def _reading(file: DataFile) -> Generator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        reason = shorten(str(error).split("\n")[0], 200)
+        raise DataError(
+            f"the file cannot be read ({reason})",
+            where=file.name,
+            mend=f"check that it is a complete {''.join(file.path.suffixes[-2:])} file you may read",
+        ) from error
+
+
+def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
+    """Yield a file's lines, which end at line feeds only, with their numbers from 1."""
+    with _reading(file), file.open() as stream:
+        for number, raw in enumerate(stream, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, number, raw, error) from None
+            if number == 1 and "\0" in line:
+                raise DataError("the line has NUL bytes", where=f"{file.name}, line 1", mend="save the file as UTF-8")
+            yield number, line
+
+
+def _not_utf8(file: DataFile, number: int, raw: bytes, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not UTF-8",
+        where=f"{file.name}, line {number}",
+        mend="save the file as UTF-8",
+    )
+
+
+def _csv_rows(file: DataFile) -> _NumberedRows:
+    # A process-wide limit of the csv module; its default of 131,072 characters is less than a long document.
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
+    # strict: a quote that is never closed is an error, not a field that swallows the rest of the file.
+    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                f"the row is not well-formed CSV: {error}",
+                where=file.at(number),
+                mend='close every quoted field, write a quote inside one as "", and end lines with \\n or \\r\\n',
+            ) from error
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if header is None:
+            header = _header(file, number, cells)
+        else:
+            yield number, _csv_row(file, number, header, cells)
+
+
+def _tsv_rows(file: DataFile) -> _NumberedRows:
+    # In TSV a tab always separates and a line is a row: a quote in public data sets is mostly text, not the begin of
+    # a field that may hold tabs.
+    header: list[str] | None = None
+    for number, line in _lines(file):
+        line = line.rstrip("\r\n")
+        if not line:
+            continue
+        cells = [_unquoted(cell) for cell in line.split("\t")]
+        if header is None:
+            header = _header(file, number, cells)
+        else:
+            yield number, _csv_row(file, number, header, cells)
+
+
+def _unquoted(cell: str) -> str:
+    """Undo the quotes that spreadsheets put around a TSV cell with quotes or commas in it; leave any others."""
+    inner = cell[1:-1]
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else cell
+
+
+def _header(file: DataFile, number: int, cells: list[str]) -> list[str]:
+    names = [cell.strip() or f"column_{index}" for index, cell in enumerate(cells, start=1)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"the column {twice!r} stands twice in the header", where=file.at(number), mend="rename one")
+    return names
+
+
+def _csv_row(file: DataFile, number: int, header: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise DataError(
+            f"the row has {len(cells)} {'cell' if len(cells) == 1 else 'cells'}, the header has {len(header)}: "
+            f"{shorten(repr(cells))}",
+            where=file.at(number),
+            mend='put text with commas or line breaks in double quotes, as in "one, two"'
+            if file.ending == ".csv"
+            else "take tabs and line breaks out of the text, or save it as .csv",
+        )
+    return {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _jsonl_rows(file: DataFile) -> _NumberedRows:
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{shorten(repr(line.strip()))} is not JSON ({error})",
+                where=file.at(number),
+                mend="write one JSON object on each line; a file with a single list of objects ends in .json",
+            ) from error
+        yield number, _json_object(row, file, number)
+
+
+def _json_rows(file: DataFile) -> _NumberedRows:
+    with _reading(file), file.open() as stream:
+        raw = stream.read()
+    try:
+        content = json.loads(raw.decode("utf-8-sig")) if raw.strip() else []
+    except UnicodeDecodeError as error:
+        start = raw.rfind(b"\n", 0, error.start) + 1
+        error.start -= start
+        raise _not_utf8(file, raw.count(b"\n", 0, start) + 1, raw[start:], error) from None
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise DataError(
+            f"the file is not JSON ({error})",
+            where=f"{file.name}, line {line}",
+            mend="write a list of objects; a file with one object on each line ends in .jsonl",
+        ) from error
+    if isinstance(content, dict) and isinstance(cast(dict[str, Any], content).get("data"), list):
+        content = cast(dict[str, Any], content)["data"]
+    if not isinstance(content, list):
+        raise DataError(
+            f"the file holds {shorten(repr(content))}",
+            where=file.name,
+            mend='write a list of objects, or {"data": [...]}',
+        )
+    for number, row in enumerate(cast(list[Any], content), start=1):
+        yield number, _json_object(row, file, number)
+
+
+def _json_object(row: Any, file: DataFile, number: int) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{shorten(repr(row))} is not an object",
+            where=file.at(number),
+            mend='write rows as objects, such as {"text": "...", "label": "..."}',
+        )
+    return cast(dict[str, Any], row)
+
+
+def _conll_rows(file: DataFile, columns: Sequence[str] | None) -> _NumberedRows:
+    return read_conll(lambda: _lines(file), name=file.name, columns=columns)
+
+
+def _conllu_rows(file: DataFile) -> _NumberedRows:
+    return read_conllu(_lines(file), name=file.name)
+
+
+_ROW_READERS: dict[str, Callable[[DataFile], _NumberedRows]] = {
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".conllu": _conllu_rows,
+}
+
+
+# ---------------------------------------------------------------------- readers of tables
+
+
+def _parquet_tables(file: DataFile) -> Iterator[pa.Table]:
+    with _reading(file), file.open() as stream:
+        source = pa.BufferReader(stream.read()) if isinstance(stream, gzip.GzipFile) else stream
+        parquet = pq.ParquetFile(source)
+        for batch in parquet.iter_batches(BATCH_ROWS):
+            yield _plain(batch, parquet.schema_arrow)
+
+
+def _arrow_tables(file: DataFile) -> Iterator[pa.Table]:
+    with _reading(file), file.open() as stream:
+        source = pa.BufferReader(stream.read()) if isinstance(stream, gzip.GzipFile) else pa.memory_map(str(file.path))
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+        for batch in batches:
+            yield _plain(batch, reader.schema)
+
+
+def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """Turn a batch into a table of nullable columns of types that `datasets` knows, with the metadata of its file."""
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    columns: list[Any] = []
+    for column in batch.columns:
+        type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        type_ = views.get(type_, type_)
+        columns.append(column if column.type == type_ else column.cast(type_))
+    return pa.table(columns, names=batch.schema.names, metadata=schema.metadata)
+
+
+_TABLE_READERS: dict[str, Callable[[DataFile], Iterator[pa.Table]]] = {
+    ".parquet": _parquet_tables,
+    ".arrow": _arrow_tables,
+}
+
+ENDINGS = (*_ROW_READERS, *CONLL_ENDINGS, *_TABLE_READERS)
+"""Every ending there is a reader for."""
