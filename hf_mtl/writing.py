@@ -1,11 +1,14 @@
-"""Files written whole or not at all: under a temporary name first, then renamed."""
+"""Files written whole or not at all: under a temporary name first, then renamed; and JSON that every reader takes."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 from hf_mtl.errors import HfMtlError, OutputError
 
@@ -15,21 +18,23 @@ def replacing(target: Path) -> Generator[Path]:
     """Give a temporary name beside a file, and rename it to the file when all went well.
 
     Args:
-        target: the file to write.
+        target: the file to write; where it is a link, the file it points to.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    place = Path(os.path.realpath(target))
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(place)
     except OSError as error:
         if isinstance(error, HfMtlError):
             raise
         raise OutputError(str(error.strerror or error), where=str(target), mend="choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(text: str, target: Path) -> None:
@@ -40,3 +45,53 @@ def write_text(text: str, target: Path) -> None:
     """
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_target(target: Path) -> None:
+    """Check that a file can be written, before the work is done whose result it will hold.
+
+    Raises:
+        OutputError: it is a folder, or there is no folder to write it to.
+    """
+    if target.is_dir():
+        raise OutputError("it is a folder", where=str(target), mend="name a file")
+    if not target.parent.is_dir():
+        raise OutputError("there is no such folder", where=str(target.parent), mend="make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError("the folder cannot be written", where=str(target.parent), mend="choose another place")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Write JSON that every reader takes, text of every script as it is.
+
+    What is not a number becomes null, and what JSON has no type for (a date) becomes text.
+
+    Example:
+        >>> to_json({"text": "上海", "score": float("nan")})
+        '{"text": "上海", "score": null}'
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        value = _finite(value)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+    # A lone surrogate can stand in JSON as an escape, but not in UTF-8.
+    return text if _is_encodable(text) else json.dumps(value, indent=indent, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast(list[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

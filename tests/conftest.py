@@ -1,4 +1,5 @@
 """What every test shares: no network, a cache of its own, one thread, and small models."""
+# ruff: noqa: E402 (the environment is set before what reads it on import)
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_encoder_config() -> BertConfig:
-    """A BERT of two layers without dropout, so that training and evaluation give the same numbers; copy to change it."""
+    """A BERT of two layers; without dropout, training and evaluation give the same numbers. Copy it to change it."""
     return BertConfig(
         vocab_size=40,
         hidden_size=16,

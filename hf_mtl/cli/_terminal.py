@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +21,14 @@ def out() -> Console:
     """Return the console of results, standard output."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def err() -> Console:
     """Return the console of progress and warnings, standard error."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
 
 
 def quiet_libraries() -> None:
@@ -98,16 +96,3 @@ def score_table(scores: Scores, *, title: str, intervals: bool = True) -> Table:
             table.add_row(*cells, style=style, end_section=place == len(keys) - 1)
     table.add_row("average", "", "of primaries", f"{scores.average():.4f}", *([""] if intervals else []), style="bold")
     return table
-
-
-def to_json(value: Any) -> str:
-    """Write JSON that every reader takes: what is not a number is null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

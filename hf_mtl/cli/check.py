@@ -23,22 +23,25 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Read a recipe's data and report rows, labels, lengths, truncation and problems; trains nothing."""
-    from hf_mtl.cli._terminal import out, quiet_libraries, to_json
+    from hf_mtl.cli._terminal import out, quiet_libraries
     from hf_mtl.data.preparation import load_recipe
     from hf_mtl.data.recipe import read_recipe
     from hf_mtl.training.arguments import training_arguments
+    from hf_mtl.writing import to_json
 
     quiet_libraries()
     read = read_recipe(recipe)
-    training_arguments("unused", read.training)
-    report = describe(load_recipe(read))
+    arguments = training_arguments("unused", read.training)
+    report = describe(load_recipe(read, seed=arguments.seed))
     if as_json:
-        typer.echo(to_json(report))
+        typer.echo(to_json(report, indent=2))
     else:
+        from rich.text import Text
+
         for table in _tables(report):
             out().print(table)
         for problem in report["problems"]:
-            out().print(f"[yellow]problem:[/] {_escaped(problem)}")
+            out().print(Text.assemble(("problem:", "yellow"), " ", problem))
         if not report["problems"]:
             out().print("no problems found")
 
@@ -64,8 +67,8 @@ def describe(data: RecipeData) -> dict[str, Any]:
                 problems.extend(_task_problems(entry, data))
     for leak in find_leaks(splits):
         problems.append(
-            f"{leak.rows} training rows of {leak.train} stand in the {leak.split} rows of {leak.held_out}: "
-            f"{_shortened(leak.example)!r} ({leak.train_place}; {leak.held_out_place})"
+            f"{leak.rows} of the {leak.split} rows of {leak.dataset} stand in the {leak.held_out_split} rows of "
+            f"{leak.held_out} too: {_shortened(leak.example)!r} ({leak.place}; {leak.held_out_place})"
         )
     trained = {task["task"] for task in tasks if task["split"] == "train"}
     problems += [f"task {spec.name}: there are no training rows" for spec in data.tasks if spec.name not in trained]
@@ -139,17 +142,9 @@ def _tables(report: dict[str, Any]) -> list[Any]:
         counts = sorted(entry["labels"].items(), key=lambda item: -item[1])
         shown = ", ".join(f"{label} {count:,}" for label, count in counts[:6])
         shown += f" and {len(counts) - 6} more" if len(counts) > 6 else ""
-        labels.add_row(
-            entry["task"], entry["split"], f"{entry['labelled']:,}", str(entry["truncated"]), _escaped(shown)
-        )
+        labels.add_row(entry["task"], entry["split"], f"{entry['labelled']:,}", str(entry["truncated"]), shown)
     return [rows, labels]
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

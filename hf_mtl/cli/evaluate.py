@@ -27,30 +27,36 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
 ) -> None:
     """Score a model on every task of a recipe's split, with bootstrap 95% intervals."""
-    from hf_mtl.cli._terminal import out, progress, quiet_libraries, score_table, to_json
+    from hf_mtl.cli._terminal import out, progress, quiet_libraries, score_table
     from hf_mtl.configuration import select_tasks
     from hf_mtl.data.preparation import load_recipe
     from hf_mtl.data.recipe import SPLITS, near, read_recipe
     from hf_mtl.errors import DataError, SpecError
     from hf_mtl.evaluation.scoring import score
     from hf_mtl.inference.loading import load_model
-    from hf_mtl.writing import write_text
+    from hf_mtl.training.run import split_seed
+    from hf_mtl.writing import check_target, to_json, write_text
 
     quiet_libraries()
     if split not in SPLITS:
         raise SpecError(f"split is {split!r}", mend=near(split, SPLITS))
+    if errors is not None:
+        check_target(errors)
     read = read_recipe(recipe)
     loaded, tokenizer = load_model(model, device=device, dtype=dtype)
-    data = load_recipe(read, tokenizer=tokenizer, tasks=select_tasks(loaded.specs, task), splits=[split])
+    # Training rows are those that were trained on: without the rows that were set aside for validation.
+    splits = ["train", "validation"] if split == "train" else [split]
+    tasks = select_tasks(loaded.specs, task)
+    data = load_recipe(read, tokenizer=tokenizer, tasks=tasks, splits=splits, seed=split_seed(read))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", where=str(recipe), mend=f"name files in {split}")
     with progress("Evaluating", "batches") as show:
         scores = score(loaded, tokenizer, data.split(split), batch_size=batch_size, on_batch=show)
     if errors is not None:
         found = {name: judged.mistakes() for name, judged in scores.tasks.items()}
-        write_text(to_json(found) + "\n", errors)
+        write_text(to_json(found, indent=2) + "\n", errors)
     if as_json:
         metrics = scores.metrics
-        typer.echo(to_json({**metrics, "average": scores.average(metrics)}))
+        typer.echo(to_json({**metrics, "average": scores.average(metrics)}, indent=2))
     else:
         out().print(score_table(scores, title=f"{split} split"))

@@ -19,14 +19,15 @@ def info(
     """Show a model's tasks, labels and parameters, shared and per head."""
     from rich.table import Table
 
-    from hf_mtl.cli._terminal import out, quiet_libraries, to_json
+    from hf_mtl.cli._terminal import out, quiet_libraries
     from hf_mtl.inference.loading import load_model
+    from hf_mtl.writing import to_json
 
     quiet_libraries()
     loaded, tokenizer = load_model(model, device="cpu")
     facts = describe(loaded, tokenizer)
     if as_json:
-        typer.echo(to_json(facts))
+        typer.echo(to_json(facts, indent=2))
         return
     table = Table(title=f"{facts['encoder']} encoder, {facts['max_length']} tokens", title_justify="left")
     for name, justify in (("task", "left"), ("type", "left"), ("pooling", "left"), ("labels", "left")):

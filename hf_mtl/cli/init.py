@@ -22,19 +22,20 @@ def init(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes instead.")] = False,
 ) -> None:
     """Write a commented recipe from a look at a data file."""
-    from hf_mtl.cli._terminal import quiet_libraries, to_json
+    from hf_mtl.cli._terminal import quiet_libraries
     from hf_mtl.errors import OutputError, SpecError
-    from hf_mtl.writing import write_text
+    from hf_mtl.writing import check_target, to_json, write_text
 
     if schema:
         from hf_mtl.data.recipe import recipe_schema
 
-        typer.echo(to_json(recipe_schema()))
+        typer.echo(to_json(recipe_schema(), indent=2))
         return
     if not files or len(files) > 3:
         raise SpecError(f"{len(files or [])} data files are named", mend="name one to three: train, validation, test")
     if output.exists() and not overwrite:
         raise OutputError("the file exists already", where=str(output), mend="give --overwrite or another --output")
+    check_target(output)
     from hf_mtl.data.drafting import draft_recipe
 
     quiet_libraries()

@@ -46,15 +46,18 @@ def predict(
     if text is None and text_pair is not None:
         raise SpecError("--text-pair goes with --text", mend="give --text too")
 
-    from hf_mtl.cli._terminal import progress, quiet_libraries, to_json
+    from hf_mtl.cli._terminal import progress, quiet_libraries
     from hf_mtl.configuration import select_tasks
-    from hf_mtl.inference.bulk import Columns, check_files, predict_file
+    from hf_mtl.inference.bulk import Columns, predict_file
+    from hf_mtl.inference.files import check_files
     from hf_mtl.inference.loading import load_model
-    from hf_mtl.writing import write_text
+    from hf_mtl.writing import check_target, to_json, write_text
 
     quiet_libraries()
     if source is not None and target is not None:
         check_files(source, target)  # before the model is loaded
+    if report is not None:
+        check_target(report)
     loaded, tokenizer = load_model(model, device=device, dtype=dtype)
     tasks = [spec.name for spec in select_tasks(loaded.specs, task)]
     # A tokens column named without a text column is what the user wants to be read.
@@ -78,8 +81,8 @@ def predict(
                 on_rows=lambda done: show(done, None),
             )
         if report is not None:
-            write_text(to_json(throughput.to_dict()) + "\n", report)
-        failed = f", {throughput.errors} with an error" if throughput.errors else ""
+            write_text(to_json(throughput.to_dict(), indent=2) + "\n", report)
+        failed = f", {throughput.errors} with an error ({throughput.first_error})" if throughput.errors else ""
         speed = f"{throughput.rows_per_second:,.0f} rows/s"
         typer.echo(f"{throughput.rows} rows{failed} in {throughput.seconds:.1f} s ({speed}): {target}", err=True)
     else:
@@ -87,36 +90,28 @@ def predict(
 
 
 def _answer_text(model: Any, tokenizer: Any, text: str, text_pair: str | None, tasks: list[str]) -> None:
-    from hf_mtl.cli._terminal import out, to_json
+    from hf_mtl.cli._terminal import out
     from hf_mtl.inference.bulk import predict_rows
+    from hf_mtl.writing import to_json
 
     row = {"text": text, "text_pair": text_pair} if text_pair is not None else {"text": text}
     answers = next(predict_rows(model, tokenizer, [row], tasks=tasks))["predictions"]
     if sys.stdout.isatty():
         out().print(answer_table(answers))
     else:
-        typer.echo(to_json(answers))
+        typer.echo(to_json(answers, indent=2))
 
 
 def _answer_stdin(model: Any, tokenizer: Any, tasks: list[str], columns: Any, batch_size: int) -> None:
-    from hf_mtl.inference.bulk import jsonl_rows, predict_rows, to_json
+    from hf_mtl.inference.bulk import predict_rows
+    from hf_mtl.inference.files import text_rows
+    from hf_mtl.writing import to_json
 
-    # A line is a row of JSON, or else a text: what people pipe by hand.
-    lines = (line if line.lstrip()[:1] in (b"{", b'"', b"[") else _as_text(line) for line in sys.stdin.buffer)
+    rows = text_rows(sys.stdin.buffer)
     for row in predict_rows(
-        model, tokenizer, jsonl_rows(lines), tasks=tasks, columns=columns, batch_size=batch_size, chunk_rows=batch_size
+        model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size, chunk_rows=batch_size
     ):
         typer.echo(to_json(row))
-
-
-def _as_text(line: bytes) -> bytes:
-    import json
-
-    try:
-        text = line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:
-        return line
-    return json.dumps({"text": text}).encode() if text.strip() else b""
 
 
 def answer_table(answers: dict[str, dict[str, Any]]) -> Table:

@@ -29,6 +29,8 @@ def train(
     """Train one model on all tasks of a recipe; takes any training argument: --num-train-epochs 3 --bf16 true ..."""
     from hf_mtl.errors import SpecError
 
+    if str(recipe).startswith("-"):
+        raise SpecError(f"{str(recipe)!r} stands before the recipe", mend="write the recipe first, then options")
     overrides = training_options(context.args)
     if resume and overwrite:
         raise SpecError("--resume and --overwrite are both given", mend="give one of them")
@@ -37,9 +39,7 @@ def train(
     from hf_mtl.training.run import run_training
 
     quiet_libraries()
-    # Progress is shown by our own callback; the Trainer's would print dictionaries.
-    read = read_recipe(recipe, training={"disable_tqdm": True, **overrides})
-    del read.training["disable_tqdm"]
+    read = read_recipe(recipe, training=overrides)
     run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[progress_callback()])
     if run.was_finished:
         err().print(f"the run in {output_dir} is finished: nothing to do")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,24 +25,32 @@ FILE_COLUMN, LINE_COLUMN = "_hf_mtl_file", "_hf_mtl_line"
 """Columns that say where a row comes from: the file's position among the files, and the line it begins at."""
 
 
+def cache_folder() -> Path | None:
+    """Return the folder for Arrow files, within the cache of `datasets`; `None` where it cannot be written."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_mtl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
 def cached_table(files: Sequence[DataFile], columns: Sequence[str] | None) -> tuple[Table, str]:
     """Return the rows of the files as Arrow, read once and then memory-mapped, and their fingerprint."""
     stats = [(str(file.path.resolve()), file.path.stat()) for file in files]
     state = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
     identity = json.dumps([READER_VERSION, columns and list(columns), state])
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_mtl"
-    target = cache / key / "data.arrow"
+    target = Path(datasets.config.HF_DATASETS_CACHE) / "hf_mtl" / key / "data.arrow"
     if not target.exists():
-        try:
-            (cache / key).mkdir(parents=True, exist_ok=True)
-            scratch = tempfile.TemporaryDirectory(dir=cache, prefix="tmp-")
-        except OSError:
-            # The cache folder cannot be written: read anew in every process, and keep the rows in memory.
+        cache = cache_folder()
+        if cache is None:
+            # Read anew in every process, and keep the rows in memory.
             with tempfile.TemporaryDirectory() as temporary:
                 return InMemoryTable.from_file(str(_write_arrow(files, columns, Path(temporary)))), key
-        with scratch:
-            _write_arrow(files, columns, Path(scratch.name)).replace(target)
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="tmp-") as scratch:
+            _write_arrow(files, columns, Path(scratch)).replace(target)
     return MemoryMappedTable.from_file(str(target)), key
 
 

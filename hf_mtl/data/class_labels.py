@@ -1,4 +1,4 @@
-"""Columns of class labels: `datasets` stores positions in a list of names, and everything after reading sees the names."""
+"""Columns of class labels: `datasets` stores positions in a list of names, everything after reading sees names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets.table import InMemoryTable
 
 from hf_mtl.errors import DataError
 
 CLASS_LABELS_VERSION = 1
 """Part of the fingerprint of named columns: raise it when the same column gets other values."""
+
+pc: Any = pyarrow.compute  # its functions are made at import, so type checkers do not know them
 
 
 def name_class_labels(dataset: datasets.Dataset, *, where: str) -> tuple[datasets.Dataset, dict[str, tuple[str, ...]]]:
@@ -47,7 +49,7 @@ def name_class_labels(dataset: datasets.Dataset, *, where: str) -> tuple[dataset
     table: pa.Table = dataset.data.table
     features = dataset.features.copy()
     for name, label in found.items():
-        names = tuple(cast(list[str], label.names))
+        names = tuple(label.names)
         try:
             chunks = [_named(chunk, names) for chunk in table.column(name).chunks]
         except pa.ArrowIndexError as error:
@@ -63,7 +65,7 @@ def name_class_labels(dataset: datasets.Dataset, *, where: str) -> tuple[dataset
     named = datasets.Dataset(
         InMemoryTable(table), split=dataset.split, fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     )
-    return named, {name: tuple(cast(list[str], label.names)) for name, label in found.items()}
+    return named, {name: tuple(label.names) for name, label in found.items()}
 
 
 def _class_label(feature: Any) -> datasets.ClassLabel | None:

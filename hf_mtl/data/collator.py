@@ -40,7 +40,8 @@ class MultiTaskCollator:
 
         Returns:
             `input_ids` and `attention_mask` `(batch_size, seq_len)`, `token_type_ids` where a row has them, and for
-            tasks with a label in the batch `labels[task]` over all rows and `rows[task]`, the indices of the rows labelled.
+            tasks with a label in the batch `labels[task]` over all rows and `rows[task]`, the indices of the rows
+            that are labelled.
         """
         ids = [feature["input_ids"] for feature in features]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.loading import read_files
 from hf_mtl.data.yaml import write_yaml
-from hf_mtl.errors import DataError
+from hf_mtl.errors import DataError, SpecError
 from hf_mtl.registry import HEADS
 
 LOOKED_AT = 2000
@@ -62,10 +64,10 @@ def draft_recipe(files: Sequence[Path], *, recipe: Path) -> str:
     kinds = {
         name: _task_type(values, tokens="tokens" in inputs) for name, values in columns.items() if name not in used
     }
+    labels = {name: kind for name, kind in kinds.items() if kind}
     tasks = [
-        {"name": _task_name(name), "type": kind, "dataset": "data", "label": name}
-        for name, kind in kinds.items()
-        if kind
+        {"name": task, "type": kind, "dataset": "data", "label": name}
+        for task, (name, kind) in zip(_task_names(list(labels)), labels.items(), strict=True)
     ]
     if not inputs or not tasks:
         found = "no column of text" if not inputs else "no column that looks like labels"
@@ -118,7 +120,8 @@ def _task_type(values: list[Any], *, tokens: bool) -> str | None:
     if all(isinstance(value, list) for value in values):
         scalars = all(isinstance(item, str | int) for value in values for item in value)
         distinct = {item for value in values for item in value} if scalars else set()
-        if not 2 <= len(distinct) <= 500:
+        total = sum(map(len, values))
+        if not 2 <= len(distinct) <= min(500, max(20, total // 10)) or len(distinct) >= total:
             return None
         return "token_classification" if tokens else "multi_label_classification"
     if any(isinstance(value, list | dict) for value in values):
@@ -140,6 +143,21 @@ def _is_fraction(text: str) -> bool:
     return True
 
 
-def _task_name(column: str) -> str:
-    name = "".join(character if character.isascii() and character.isalnum() else "_" for character in column)
-    return name if name[:1].isalpha() else f"task_{name}"
+def _task_names(columns: Sequence[str]) -> list[str]:
+    """Name a task after each column, with names that a head may have, each once."""
+    names: list[str] = []
+    for column in columns:
+        name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in column)
+        if not _is_task_name(name):
+            name = f"task_{name}".rstrip("_")
+        others = (f"{name}_{number}" for number in count(2))
+        names.append(name if name not in names else next(other for other in others if other not in names))
+    return names
+
+
+def _is_task_name(name: str) -> bool:
+    try:
+        TaskSpec(name=name, type="regression")
+    except SpecError:
+        return False
+    return True

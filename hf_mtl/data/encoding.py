@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -21,13 +23,22 @@ from hf_mtl.model.encoders.base import max_positions
 from hf_mtl.model.heads.base import Words
 
 DEFAULT_MAX_LENGTH = 512
-# Scripts written without spaces: Han, kana, Hangul is spaced, Thai, Lao, Khmer and Myanmar are not.
+# Scripts written without spaces: Han, kana, Thai, Lao, Myanmar and Khmer; Hangul is spaced.
 _UNSPACED = (
     r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 )
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}，。、？！；：「」『』（）]")
-# A character of an unspaced script, a run of letters and digits with their marks, or one sign of any other kind.
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\w\u0300-\u036f\u0900-\u0dff\u064b-\u065f\u200d])+|[^\w\s]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """Return the pattern of a word: a run of letters and digits, a character of an unspaced script, or any one sign.
+
+    Marks (accents, vowel signs) and joiners belong to what they follow; `re` has no class for marks.
+    """
+    marks = "".join(chr(code) for code in range(0x300, 0x20000) if category(chr(code))[0] == "M") + "\u200c\u200d"
+    return re.compile(rf"[{_UNSPACED}][{marks}]*|(?:(?![{_UNSPACED}])[\w{marks}])+|[^\w\s][{marks}]*")
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def read_inputs(
 
 
 def word_spans(text: str) -> np.ndarray:
-    """Split a text of any script into words, signs and, where no spaces are written, characters.
+    """Split a text of any script into words, signs and, where no spaces are written, characters, each with its marks.
 
     Returns:
         Character offsets `[start, end)`, shape `(num_words, 2)`.
@@ -115,7 +126,7 @@ def word_spans(text: str) -> np.ndarray:
         >>> [("Don't stop, 上海!"[start:end]) for start, end in word_spans("Don't stop, 上海!")]
         ['Don', "'", 't', 'stop', ',', '上', '海', '!']
     """
-    return np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
+    return np.array([match.span() for match in _word().finditer(text)], dtype=np.int64).reshape(-1, 2)
 
 
 def join_tokens(tokens: Sequence[str] | np.ndarray) -> tuple[str, np.ndarray]:
@@ -193,7 +204,7 @@ def _encode_into(
     encoded: Encoded, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], indices: Sequence[int]
 ) -> None:
     chosen = [rows[index] for index in indices]
-    pairs = [row.text_pair for row in chosen if row.text_pair is not None] or None
+    pairs = [_encodable(row.text_pair) for row in chosen if row.text_pair is not None] or None
     with_words = any(row.word_spans is not None for row in chosen)
     if with_words and not tokenizer.is_fast:
         raise ModelError(
@@ -201,7 +212,7 @@ def _encode_into(
             mend="use an encoder that has a fast tokenizer",
         )
     batch = tokenizer(
-        [row.text for row in chosen],
+        [_encodable(row.text) for row in chosen],
         pairs,
         truncation=True,
         padding=False,
@@ -222,6 +233,11 @@ def _encode_into(
             encoded.first_tokens[index] = find_words(spans, offsets, in_text)
 
 
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which tokenizers refuse, by as many characters."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
 def find_words(spans: np.ndarray, offsets: np.ndarray, in_text: np.ndarray) -> np.ndarray:
     """Find the first token of each word.
 
@@ -238,7 +254,8 @@ def find_words(spans: np.ndarray, offsets: np.ndarray, in_text: np.ndarray) -> n
         return np.full(len(spans), -1, dtype=np.int64)
     place = np.searchsorted(offsets[tokens, 1], spans[:, 0], side="right")  # the first token that ends after the start
     first = tokens[np.minimum(place, len(tokens) - 1)]
-    found = (place < len(tokens)) & (offsets[first, 0] < spans[:, 1])
+    # An empty word shares no character, not even with a token that reaches over its place.
+    found = (place < len(tokens)) & (offsets[first, 0] < spans[:, 1]) & (spans[:, 1] > spans[:, 0])
     return np.where(found, first, -1)
 
 

@@ -157,14 +157,14 @@ def _tsv_rows(file: DataFile) -> _NumberedRows:
         line = line.rstrip("\r\n")
         if not line:
             continue
-        cells = [_unquoted(cell) for cell in line.split("\t")]
+        cells = [unquoted(cell) for cell in line.split("\t")]
         if header is None:
             header = _header(file, number, cells)
         else:
             yield number, _csv_row(file, number, header, cells)
 
 
-def _unquoted(cell: str) -> str:
+def unquoted(cell: str) -> str:
     """Undo the quotes that spreadsheets put around a TSV cell with quotes or commas in it; leave any others."""
     inner = cell[1:-1]
     quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")

@@ -1,4 +1,4 @@
-"""Texts that stand where they should not: in several splits, or in one dataset's training rows and another's test rows."""
+"""Texts that stand in several splits, of one dataset or of two."""
 
 from __future__ import annotations
 
@@ -8,59 +8,71 @@ from dataclasses import dataclass
 
 from hf_mtl.data.preparation import EncodedSplit
 
-HELD_OUT = ("validation", "test")
+COMPARED = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Training rows whose text also stands in a held-out split.
+    """Rows of one split whose text also stands in a later, held-out split.
 
     Args:
-        train: dataset of the training rows.
+        dataset: dataset of the rows.
+        split: `"train"` or `"validation"`.
         held_out: dataset of the held-out rows, the same or another.
-        split: `"validation"` or `"test"`.
-        rows: number of training rows.
+        held_out_split: `"validation"` or `"test"`.
+        rows: number of rows of `dataset` and `split`.
         example: one of the texts.
-        train_place: file and line of that text's training row.
+        place: file and line of that text's row.
         held_out_place: file and line of that text's held-out row.
     """
 
-    train: str
-    held_out: str
+    dataset: str
     split: str
+    held_out: str
+    held_out_split: str
     rows: int
     example: str
-    train_place: str
+    place: str
     held_out_place: str
 
 
 def find_leaks(splits: Mapping[str, Mapping[str, EncodedSplit]]) -> list[Leak]:
-    """Find texts of training rows in held-out rows of any dataset; letter case and spacing make no difference.
+    """Find texts that stand in several splits of any datasets; letter case and spacing make no difference.
 
     Args:
         splits: split name -> dataset name -> rows, as in `RecipeData`.
 
     Returns:
-        One entry per training set and held-out set that share texts.
+        One entry per pair of a set of rows and a held-out set that share texts.
     """
-    held_out = {(name, split): _first_rows(rows) for split in HELD_OUT for name, rows in splits.get(split, {}).items()}
+    keys = {(split, name): _keys(rows) for split, by_name in splits.items() for name, rows in by_name.items()}
+    first = {place: _first_rows(found) for place, found in keys.items()}
     leaks: list[Leak] = []
-    for train_name, train in splits.get("train", {}).items():
-        keys = [
-            (row, text_key(inputs.text, inputs.text_pair), inputs.text) for row, inputs in enumerate(train.inputs())
-        ]
-        for (name, split), known in held_out.items():
-            shared = [(row, key, text) for row, key, text in keys if key in known]
-            if shared:
-                row, key, text = shared[0]
-                places = (train.raw.where(row), splits[split][name].raw.where(known[key]))
-                leaks.append(Leak(train_name, name, split, len(shared), text, *places))
+    for split, held_out_split in COMPARED:
+        for name, rows in splits.get(split, {}).items():
+            for held_out, held_out_rows in splits.get(held_out_split, {}).items():
+                known = first[held_out_split, held_out]
+                shared = [row for row, key in enumerate(keys[split, name]) if key in known]
+                if shared:
+                    place, there = shared[0], known[keys[split, name][shared[0]]]
+                    leaks.append(
+                        Leak(
+                            dataset=name,
+                            split=split,
+                            held_out=held_out,
+                            held_out_split=held_out_split,
+                            rows=len(shared),
+                            example=_text(rows, place),
+                            place=rows.raw.where(place),
+                            held_out_place=held_out_rows.raw.where(there),
+                        )
+                    )
     return leaks
 
 
 def count_repeated(rows: EncodedSplit) -> int:
     """Return how many rows of a split repeat the text of an earlier one."""
-    return len(rows) - len(_first_rows(rows))
+    return len(rows) - len(set(_keys(rows)))
 
 
 def text_key(text: str, text_pair: str | None = None) -> bytes:
@@ -74,8 +86,13 @@ def text_key(text: str, text_pair: str | None = None) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-def _first_rows(rows: EncodedSplit) -> dict[bytes, int]:
-    first: dict[bytes, int] = {}
-    for row, inputs in enumerate(rows.inputs()):
-        first.setdefault(text_key(inputs.text, inputs.text_pair), row)
-    return first
+def _keys(rows: EncodedSplit) -> list[bytes]:
+    return [text_key(inputs.text, inputs.text_pair) for inputs in rows.inputs()]
+
+
+def _first_rows(keys: list[bytes]) -> dict[bytes, int]:
+    return {key: row for row, key in reversed(list(enumerate(keys)))}
+
+
+def _text(rows: EncodedSplit, wanted: int) -> str:
+    return next(inputs.text for row, inputs in enumerate(rows.inputs()) if row == wanted)

@@ -59,6 +59,11 @@ class RawSplit:
     rows: np.ndarray | None = None
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
+    @property
+    def fingerprint(self) -> str:
+        """A name of the rows: the same rows have the same in every process."""
+        return self.dataset._fingerprint  # pyright: ignore[reportPrivateUsage]
+
     @classmethod
     def of(
         cls,

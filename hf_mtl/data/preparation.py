@@ -9,25 +9,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_mtl.configuration import TaskSpec
+from hf_mtl.data.arrow_cache import cache_folder
 from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.data.encoding import Inputs, encode, set_max_length, words_of
 from hf_mtl.data.loading import RawSplit, read_files, read_hub, split_validation
 from hf_mtl.data.recipe import SPLITS, DatasetSource, Recipe, TaskSource, near, read_recipe
-from hf_mtl.errors import DataError, HfMtlError, ModelError
+from hf_mtl.errors import DataError, HfMtlError, ModelError, SpecError
 from hf_mtl.model.encoders.base import load_encoder_config
 from hf_mtl.model.heads.base import Words
 from hf_mtl.registry import HEADS
 
 logger = logging.getLogger(__name__)
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Part of every cache key: raise it when `Encoded` rows change."""
 
 
@@ -40,7 +41,7 @@ class EncodedSplit:
         split: `"train"`, `"validation"` or `"test"`.
         raw: the rows as the files have them.
         features: columns `input_ids`, `token_type_ids`, `first_tokens`, `length` (tokens), `truncated`, and
-            `labels/<task>` for each task.
+            `labels/<task>` for each task, null where the row has no label that a loss could use.
         tasks: the tasks whose labels stand in this dataset, with their specs complete.
         source: the columns of the dataset.
     """
@@ -70,13 +71,14 @@ class EncodedSplit:
         return int(cut[self.labelled(task)].sum())
 
     def gold(self, task: TaskSource) -> list[Any]:
-        """Return the label of each row as the file has it, `None` where there is none."""
-        return self.raw.dataset[task.label][:]
+        """Return the label of each row as the file has it, classes by name, `None` where there is none."""
+        column: Any = self.raw.dataset[task.label]
+        return column[:]
 
     def inputs(self) -> Iterator[Inputs]:
         """Yield what the encoder reads, row by row, with words where the encoded rows have them."""
         columns = self.source.input_columns
-        for row in self.raw.dataset.select_columns(list(columns.values())):
+        for row in cast(Iterator[dict[str, Any]], self.raw.dataset.select_columns(list(columns.values()))):
             yield Inputs.of(**{role: row[column] for role, column in columns.items()})
 
     def words(self) -> list[Words | None]:
@@ -116,8 +118,8 @@ def load_recipe(
     Args:
         recipe: the file, or a recipe already read.
         tokenizer: the tokenizer of a trained model; without it that of the recipe's encoder.
-        tasks: the specs of a trained model, whose labels then hold; without them labels are read from the data. Tasks of
-            the recipe that are not among them are left out.
+        tasks: the specs of a trained model, whose labels then hold; without them labels are read from the data. Tasks
+            of the recipe that are not among them are left out.
         splits: the splits to read.
         seed: seed of the rows set aside where a dataset has no validation split.
 
@@ -165,35 +167,41 @@ def read_splits(
     """Read the raw rows of every dataset that a task needs.
 
     Returns:
-        The rows by dataset and split; a validation split set aside from train where there is none.
+        The rows by dataset and split. Where a dataset has no validation split a part of train is set aside for it, and
+        is missing from train whether or not validation is read.
 
     Raises:
         DataError: a file cannot be read, or a column is missing.
+        SpecError: there is no such split.
     """
+    for split in splits:
+        if split not in SPLITS:
+            raise SpecError(f"there is no split {split!r}", mend=near(split, SPLITS))
     rows: dict[tuple[str, str], RawSplit] = {}
     for name in dict.fromkeys(source.dataset for source in sources):
         own = [source for source in sources if source.dataset == name]
         dataset = recipe.datasets[name]
         try:
-            for split in splits:
-                read = _read_split(dataset, split, base=recipe.base)
+            for split in SPLITS:
+                divided = split == "train" and dataset.validation is None and "validation" in splits
+                read = _read_split(dataset, split, base=recipe.base) if split in splits or divided else None
                 if read is not None:
                     _check_columns(read, dataset, own)
                     rows[name, split] = read
-            if "validation" in splits and (name, "validation") not in rows:
-                train = rows.get((name, "train")) or _read_split(dataset, "train", base=recipe.base)
-                if train is not None:
-                    kept, held_out = split_validation(train, seed=seed, stratify=_scalar_label(train, own))
-                    rows[name, "validation"] = held_out
-                    if "train" in splits:
-                        rows[name, "train"] = kept
+            if dataset.validation is None and (name, "train") in rows:
+                train = rows[name, "train"]
+                parts = split_validation(train, seed=seed, stratify=_scalar_label(train, own))
+                rows[name, "train"], rows[name, "validation"] = parts
         except HfMtlError as error:
             raise error.at(f"dataset {name!r}") from error.__cause__
-    return rows
+    return {(name, split): read for (name, split), read in rows.items() if split in splits}
 
 
 def find_labels(source: TaskSource, raw: Mapping[tuple[str, str], RawSplit]) -> TaskSource:
     """Complete a task's spec with the labels of the data, unless it names them.
+
+    Where the data names its classes (`datasets.ClassLabel`) these are the labels, in their order and with those that no
+    row has; otherwise the labels are those of the rows of all splits, sorted.
 
     Raises:
         DataError: a label cannot be read; names file and line.
@@ -202,11 +210,14 @@ def find_labels(source: TaskSource, raw: Mapping[tuple[str, str], RawSplit]) -> 
     head = HEADS.get(source.spec.type)
     if source.spec.labels is None:
         columns = [rows for (dataset, _), rows in raw.items() if dataset == source.dataset]
-        values = (value for rows in columns for value in rows.dataset[source.label])
+        values = (value for rows in columns for value in cast(Any, rows.dataset[source.label]))
         try:
             labels = head.infer_labels(values)
         except DataError as error:
             raise _located(error, source, columns, head.infer_labels) from None
+        if labels is not None:
+            classes = dict.fromkeys(name for rows in columns for name in rows.classes.get(source.label, ()))
+            labels = (*classes, *(label for label in labels if label not in classes))
         source = replace(source, spec=replace(source.spec, labels=labels))
     head.validate_spec(source.spec)
     return source
@@ -237,13 +248,19 @@ def encode_split(
         kind = HEADS.get(task.spec.type).stored_as
         value = datasets.Value(kind if isinstance(kind, str) else kind[0])
         features[LABEL_PREFIX + task.spec.name] = value if isinstance(kind, str) else datasets.List(value)
+    fingerprint = _fingerprint(raw, columns, tasks, tokenizer)
+    cache = cache_folder()
+    # Named here, because map() itself would write into the folder the dataset was loaded from.
+    cache_file = None if cache is None else str(cache / f"encoded-{fingerprint}.arrow")
     encoded = raw.dataset.map(
         _row_encoder(raw, columns, tasks, tokenizer),
         with_indices=True,
         batched=True,
         remove_columns=raw.dataset.column_names,
         features=datasets.Features(features),
-        new_fingerprint=_fingerprint(raw, columns, tasks, tokenizer),
+        new_fingerprint=fingerprint,
+        cache_file_name=cache_file,
+        keep_in_memory=cache_file is None,
         desc=f"Tokenizing {dataset} {split}",
     )
     result = EncodedSplit(dataset, split, raw, encoded, tuple(tasks), source)
@@ -284,7 +301,11 @@ def _row_encoder(
                     labels.append(None if value is None else head.encode(task.spec, value, words[place], number))
                 except DataError as error:
                     raise error.at(f"task {task.spec.name!r}").at(raw.where(indices[place])) from None
-            result[LABEL_PREFIX + task.spec.name] = labels
+            # A row of tags that are all open, or all cut off, has no label either.
+            labelled = head.labelled_rows(head.collate(task.spec, labels, max(result["length"]))).tolist()
+            result[LABEL_PREFIX + task.spec.name] = [
+                label if known else None for label, known in zip(labels, labelled, strict=True)
+            ]
         return result
 
     return encode_rows
@@ -294,15 +315,19 @@ def _fingerprint(
     raw: RawSplit, columns: Mapping[str, str], tasks: Sequence[TaskSource], tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """Name the result by all it depends on: hashing the function would see the tokenizer's changing inner state."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else str(tokenizer.get_vocab())
-    if isinstance(backend, dict):
+    backend: Any = tokenizer.get_vocab()
+    if tokenizer.is_fast:
+        backend = json.loads(cast(Any, tokenizer.backend_tokenizer).to_str())
         backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
+    # What acts on the loss or on the network only.
+    apart = {"pooling", "loss_weight", "class_weights", "label_smoothing", "dropout"}
+    specs = [{key: value for key, value in task.spec.to_dict().items() if key not in apart} for task in tasks]
     parts = [
         ENCODING_VERSION,
-        raw.dataset._fingerprint,
+        raw.fingerprint,
         dict(columns),
-        [(task.label, {**task.spec.to_dict(), "loss_weight": None}) for task in tasks],
-        tokenizer.model_max_length,
+        list(zip([task.label for task in tasks], specs, strict=True)),
+        [type(tokenizer).__name__, tokenizer.model_max_length, tokenizer.truncation_side, tokenizer.model_input_names],
         backend,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -313,9 +338,7 @@ def _read_split(source: DatasetSource, split: str, *, base: Path) -> RawSplit | 
     if source.path is not None:
         if named is None and split != "train":
             return None
-        folder = base / source.path
-        path = str(folder) if folder.is_dir() else source.path
-        return read_hub(path, name=source.name, split=named or split, revision=source.revision)
+        return read_hub(source.path, name=source.name, split=named or split, revision=source.revision, base=base)
     if named is None:
         return None
     return read_files(named, base=base, columns=source.columns)
@@ -326,17 +349,19 @@ def _check_columns(raw: RawSplit, source: DatasetSource, tasks: Sequence[TaskSou
     wanted = {**source.input_columns, **{f"label of task {task.spec.name!r}": task.label for task in tasks}}
     for role, column in wanted.items():
         if column not in known:
-            place = raw.where(0).split(", ")[0]
-            raise DataError(f"there is no column {column!r} ({role})", where=place, mend=near(column, known))
+            raise DataError(
+                f"there is no column {column!r} ({role})", where=raw.sources[0].name, mend=near(column, known)
+            )
 
 
 def _check_labelled(encoded: EncodedSplit, task: TaskSource) -> None:
     if not len(encoded.labelled(task.spec.name)):
-        raise DataError(
-            f"none of the {len(encoded)} rows of {encoded.split} has a label",
-            where=f"dataset {encoded.name!r}, task {task.spec.name!r}, column {task.label!r}",
-            mend="give labels, or leave the task out",
-        )
+        problem = f"none of the {len(encoded)} rows of {encoded.split} has a label"
+        where = f"dataset {encoded.name!r}, task {task.spec.name!r}, column {task.label!r}"
+        if encoded.split == "validation" and encoded.source.validation is None:
+            logger.warning("%s: %s, so the task is not evaluated; give the dataset validation rows", where, problem)
+            return
+        raise DataError(problem, where=where, mend="give labels, or leave the task or the split out")
     cut = encoded.truncated(task.spec.name)
     if cut:
         logger.warning(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +17,7 @@ from hf_mtl.errors import HfMtlError, RecipeError, one_of
 from hf_mtl.registry import HEADS
 
 SPLITS = ("train", "validation", "test")
+_TEXT = {"type": "string", "minLength": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,14 @@ class DatasetSource:
     columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for key in ("name", "revision") if self.path is None else ("columns",):
+            if getattr(self, key) is not None:
+                kind = "files" if self.path is None else "a Hub dataset"
+                raise RecipeError(f"{key} is given for {kind}", mend=f"leave {key} out, or correct path")
+        if self.path is not None:
+            for split in SPLITS:
+                if isinstance(getattr(self, split), tuple):
+                    raise RecipeError(f"{split} is {list(getattr(self, split))!r}", mend="give the name of one split")
         if self.path is None and self.train is None and self.test is None:
             raise RecipeError(
                 "there are no files", mend="name files in train, validation and test, or a Hub dataset in path"
@@ -114,19 +125,28 @@ class Recipe:
         """
 
         def moved(path: str) -> str:
-            return path if relative_to is None else os.path.relpath(self.base / path, relative_to)
+            if relative_to is None or Path(path).expanduser().is_absolute():
+                return path
+            way = os.path.relpath(self.base, relative_to)
+            if not (self.base / path).exists():
+                way = glob.escape(way)  # the path is a pattern, the way to it is not
+            return os.path.normpath(Path(way, path))
+
+        def is_folder(path: str) -> bool:
+            return path.startswith((".", "~")) or (self.base / Path(path).expanduser()).is_dir()
 
         datasets: dict[str, Any] = {}
         for name, source in self.datasets.items():
             values = {f.name: getattr(source, f.name) for f in fields(source) if getattr(source, f.name) is not None}
+            if source.path is not None:
+                values["path"] = moved(source.path) if is_folder(source.path) else source.path
             for split in SPLITS if source.path is None else ():
                 if split in values:
                     files = values[split]
                     values[split] = moved(files) if isinstance(files, str) else [moved(file) for file in files]
             datasets[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        folder = self.encoder_path != self.encoder or Path(self.encoder).is_absolute()
         recipe: dict[str, Any] = {
-            "encoder": moved(self.encoder) if folder and not Path(self.encoder).is_absolute() else self.encoder,
+            "encoder": moved(self.encoder) if is_folder(self.encoder) else self.encoder,
             "datasets": datasets,
             "tasks": [{**task.spec.to_dict(), "dataset": task.dataset, "label": task.label} for task in self.tasks],
         }
@@ -169,22 +189,23 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
     if not isinstance(values["encoder"], str):
         raise RecipeError(f"encoder is {values['encoder']!r}", mend="give a Hub id or a folder")
     max_length = values.get("max_length")
-    if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool)):
-        raise RecipeError(f"max_length is {max_length!r}", mend="give a whole number of tokens")
+    if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 8):
+        raise RecipeError(f"max_length is {max_length!r}", mend="give a whole number of tokens, at least 8")
     datasets = {
         _dataset_name(name): _dataset(name, source) for name, source in _mapping(values["datasets"], "datasets").items()
     }
     if not isinstance(values["tasks"], list):
         raise RecipeError(
-            "tasks is not a list", mend="write each task as '- {name: ..., type: ..., dataset: ..., label: ...}'"
+            f"tasks is {_shown(values['tasks'])}, not a list",
+            mend="write each task as '- {name: ..., type: ..., dataset: ..., label: ...}'",
         )
-    tasks = tuple(_task(task, datasets) for task in values["tasks"])
+    tasks = tuple(_task(task, number, datasets) for number, task in enumerate(values["tasks"], start=1))
     _refuse_twins(tasks)
     return Recipe(
         encoder=values["encoder"],
         datasets={name: source for name, source in datasets.items() if any(t.dataset == name for t in tasks)},
         tasks=tasks,
-        training={**_mapping(values.get("training") or {}, "training"), **(training or {})},
+        training={**_training(values.get("training")), **(training or {})},
         max_length=max_length,
         base=base,
     )
@@ -192,15 +213,15 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
 
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of recipes, generated from the dataclasses, for editors that complete and check YAML."""
-    task_keys = {f.name: _schema_type(f.name, str(f.type)) for f in fields(TaskSpec)}
+    task_keys = {f.name: _schema_type(str(f.type)) for f in fields(TaskSpec)}
     task_keys |= {
         "type": {"enum": list(HEADS.names())},
         "pooling": {"enum": [*POOLINGS, None]},
         "scheme": {"enum": [*SCHEMES, None]},
-        "dataset": {"type": "string"},
-        "label": {"type": "string"},
+        "dataset": _TEXT,
+        "label": _TEXT,
     }
-    dataset_keys = {f.name: _schema_type(f.name, str(f.type)) for f in fields(DatasetSource)}
+    dataset_keys = {f.name: _schema_type(str(f.type)) for f in fields(DatasetSource)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "hf_mtl recipe",
@@ -208,7 +229,7 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["encoder", "datasets", "tasks"],
         "properties": {
-            "encoder": {"type": "string", "description": "Hub id or folder of the encoder"},
+            "encoder": {**_TEXT, "description": "Hub id or folder of the encoder"},
             "max_length": {"type": "integer", "minimum": 8, "description": "tokens a row may have"},
             "training": {"type": "object", "description": "any training argument"},
             "datasets": {
@@ -245,6 +266,14 @@ def near(name: object, known: Sequence[str]) -> str:
     return f"did you mean {matches[0]!r}?" if matches else f"use {one_of(known)}"
 
 
+def _training(values: Any) -> dict[str, Any]:
+    arguments = {} if values is None else _mapping(values, "training")
+    for key in arguments:
+        if not isinstance(cast(object, key), str):
+            raise RecipeError(f"the key {key!r} is not text", where="training", mend="name a training argument")
+    return arguments
+
+
 def _dataset_name(name: Any) -> str:
     if not isinstance(name, str):
         raise RecipeError(f"the dataset name {name!r} is not text", where="datasets", mend="put it in quotes")
@@ -256,13 +285,13 @@ def _dataset(name: str, values: Any) -> DatasetSource:
     try:
         values = _mapping(values, "the dataset", known=known)
         for key, value in values.items():
-            texts = [value] if isinstance(value, str) else value
             many = key in (*SPLITS, "columns")
-            if value is not None and not (isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)):
-                raise RecipeError(f"{key} is {value!r}", mend="give text" + (" or a list of texts" if many else ""))
-            if isinstance(value, list) and not many:
-                raise RecipeError(f"{key} is {value!r}", mend="give one text")
-        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            texts = value if isinstance(value, list) and many else [value]
+            if value is not None and not (texts and all(isinstance(text, str) and text for text in texts)):
+                raise RecipeError(
+                    f"{key} is {_shown(value)}", mend="give text" + (" or a list of texts" if many else "")
+                )
+        frozen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         if isinstance(frozen.get("columns"), str):
             frozen["columns"] = (frozen["columns"],)
         return DatasetSource(**frozen)
@@ -270,21 +299,21 @@ def _dataset(name: str, values: Any) -> DatasetSource:
         raise error.at(f"dataset {name!r}") from None
 
 
-def _task(values: Any, datasets: Mapping[str, DatasetSource]) -> TaskSource:
+def _task(values: Any, number: int, datasets: Mapping[str, DatasetSource]) -> TaskSource:
     known = [*(f.name for f in fields(TaskSpec)), "dataset", "label"]
     name = values.get("name") if isinstance(values, dict) else None
-    place = f"task {name!r}" if name is not None else "tasks"
+    place = f"task {name!r}" if isinstance(name, str) else f"task {number}"
     try:
         values = _mapping(values, "the task", known=known)
         for key in ("name", "type", "dataset", "label"):
             if values.get(key) is None:
                 raise RecipeError(f"the key {key!r} is missing", mend="every task has name, type, dataset and label")
-        if values["dataset"] not in datasets:
+        if not isinstance(values["dataset"], str) or values["dataset"] not in datasets:
             raise RecipeError(
-                f"there is no dataset {values['dataset']!r}", mend=near(values["dataset"], list(datasets))
+                f"there is no dataset {_shown(values['dataset'])}", mend=near(values["dataset"], list(datasets))
             )
-        if not isinstance(values["label"], str):
-            raise RecipeError(f"label is {values['label']!r}", mend="name the column of the labels")
+        if not isinstance(values["label"], str) or not values["label"]:
+            raise RecipeError(f"label is {_shown(values['label'])}", mend="name the column of the labels")
     except HfMtlError as error:
         raise error.at(place) from None
     spec = TaskSpec.from_dict({key: value for key, value in values.items() if key not in ("dataset", "label")})
@@ -298,27 +327,35 @@ def _refuse_twins(tasks: Sequence[TaskSource]) -> None:
             raise RecipeError(f"two tasks are named {name!r}", mend="give every task its own name")
 
 
+def _shown(value: Any) -> str:
+    text = reprlib.repr(value)  # which stops early in nested values, however long
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _mapping(values: Any, what: str, *, known: Sequence[str] | None = None) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise RecipeError(f"{what} is {values!r}, not a mapping", mend="write 'key: value' pairs")
+        raise RecipeError(f"{what} is {_shown(values)}, not a mapping", mend="write 'key: value' pairs")
     for key in cast(dict[Any, Any], values):
         if known is not None and key not in known:
             raise RecipeError(f"unknown key {key!r}", mend=near(key, known))
     return cast(dict[str, Any], values)
 
 
-def _schema_type(name: str, annotation: str) -> dict[str, Any]:
-    many = {"type": "array", "items": {"type": "number" if "float" in annotation else "string"}}
+def _schema_type(annotation: str) -> dict[str, Any]:
+    item: dict[str, Any] = {"type": "number"} if "float" in annotation else _TEXT
+    options: list[dict[str, Any]] = [] if annotation.startswith("tuple") else [item]
     if "tuple" in annotation:
-        return {"anyOf": [{"type": "string"}, many]} if annotation.startswith("str") else many
-    return {"type": "number" if "float" in annotation else "string"}
+        options.append({"type": "array", "items": item})
+    if annotation.endswith("| None"):
+        options.append({"type": "null"})
+    return options[0] if len(options) == 1 else {"anyOf": options}
 
 
 def _described(keys: dict[str, dict[str, Any]], documented: type) -> dict[str, dict[str, Any]]:
     """Put each argument's line of the docstring beside its type."""
-    lines = (documented.__doc__ or "").splitlines()
+    lines = [line.strip() for line in (documented.__doc__ or "").splitlines()]
+    described: dict[str, dict[str, Any]] = {}
     for key, schema in keys.items():
-        found = [line.strip() for line in lines if line.strip().startswith(f"{key}: ")]
-        if found:
-            schema["description"] = found[0].removeprefix(f"{key}: ")
-    return keys
+        found = [line.removeprefix(f"{key}: ") for line in lines if line.startswith(f"{key}: ")]
+        described[key] = {**schema, "description": found[0]} if found else schema
+    return described

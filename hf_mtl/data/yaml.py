@@ -16,6 +16,13 @@ class _Yaml12Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a tag on a value it does not fit
+            problem = f"{str(node.value)[:80]!r} is not of the type {node.tag.rsplit(':')[-1]!r}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
@@ -36,7 +43,16 @@ class _Yaml12Loader(yaml.SafeLoader):
 class _Yaml12Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 or YAML 1.2 would take for another type, so that both read it alike."""
 
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # a list that stands in two places is written twice
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        # PyYAML leaves these line breaks as they are in other styles, and reads them back as spaces.
+        style = '"' if any(sign in data for sign in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Yaml12Dumper.add_representer(str, _Yaml12Dumper.represent_text)
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_yaml_int)
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 for _tag, _pattern, _first in (
@@ -65,14 +81,22 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Yaml12Loader)
+    except RecursionError as error:
+        raise RecipeError("not valid YAML: it is nested too deeply", where=where, mend="nest it less") from error
+    except yaml.reader.ReaderError as error:
+        place = f"{where}, line {_line_of(text, error.position)}"
+        problem = f"the character {chr(error.character)!r} cannot stand in YAML"
+        raise RecipeError(problem, where=place, mend="take it out, or save the file as UTF-8") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(
             f"not valid YAML: {error.problem}", where=f"{where}{line}", mend="correct the line"
         ) from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not valid YAML: {error}", where=where, mend="save the file as UTF-8 text") from error
+
+
+def _line_of(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
 def read_yaml(path: Path) -> Any:
@@ -82,9 +106,12 @@ def read_yaml(path: Path) -> Any:
         RecipeError: the file cannot be read, is not UTF-8, or is not well formed.
     """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"), where=str(path))
+        raw = path.read_bytes()
+        return parse_yaml(raw.decode("utf-8-sig"), where=str(path))
     except UnicodeDecodeError as error:
-        raise RecipeError("the file is not UTF-8", where=str(path), mend="save the file as UTF-8") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = f"the byte 0x{error.object[error.start]:02x} is not UTF-8"
+        raise RecipeError(problem, where=f"{path}, line {line}", mend="save the file as UTF-8") from error
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
         raise RecipeError(reason, where=str(path), mend="correct the path") from error
@@ -98,8 +125,8 @@ def parse_scalar(text: str) -> Any:
         (0.0001, 'yes', True)
     """
     try:
-        return yaml.load(text, _Yaml12Loader)
-    except yaml.YAMLError:
+        return parse_yaml(text, where="the value")
+    except RecipeError:
         return text
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from hf_mtl.data.encoding import Inputs, read_inputs
-from hf_mtl.errors import DataError, OutputError, one_of
+from hf_mtl.errors import DataError
 from hf_mtl.evaluation.prediction import Answers, answer, needs_words
+from hf_mtl.inference.files import check_files, is_table, read_rows, write_rows
 from hf_mtl.model.modeling import MultiTaskModel
-from hf_mtl.writing import replacing
 
 CHUNK_ROWS = 4096
 """Rows read, sorted by length and answered together."""
-INPUT_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-OUTPUT_ENDINGS = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast rows were answered: from the first row read to the last row written, loading the model left out."""
+    """How fast rows were answered.
+
+    Args:
+        rows: rows written.
+        errors: those of them that could not be answered.
+        seconds: from the first row read to the last row written; loading the model is left out.
+        first_error: what was wrong with the first of them.
+    """
 
     rows: int
     errors: int
     seconds: float
+    first_error: str | None = None
 
     @property
     def rows_per_second(self) -> float:
@@ -54,7 +57,12 @@ class Throughput:
 
     def to_dict(self) -> dict[str, float]:
         """Return `rows`, `errors`, `seconds` and `rows_per_second`."""
-        return {**asdict(self), "rows_per_second": self.rows_per_second}
+        return {
+            "rows": self.rows,
+            "errors": self.errors,
+            "seconds": self.seconds,
+            "rows_per_second": self.rows_per_second,
+        }
 
 
 def predict_file(
@@ -91,32 +99,18 @@ def predict_file(
     """
     source, target = Path(source), Path(target)
     check_files(source, target)
-    writer = {".jsonl": write_jsonl, ".parquet": write_parquet}[target.suffix.lower()]
+    columns = columns or Columns()
     rows = read_rows(source)
+    if is_table(source):
+        # An empty cell is no second text, in training too.
+        rows = ({**row, columns.text_pair: row[columns.text_pair] or None} if columns.text_pair in row else row
+                for row in rows)  # fmt: skip
     start = time.perf_counter()
     counted = _Counted(
         predict_rows(model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size), on_rows
     )
-    writer(counted, target)
-    return Throughput(counted.rows, counted.errors, time.perf_counter() - start)
-
-
-def check_files(source: Path, target: Path) -> None:
-    """Check that rows can be read from one file and written to another, before any work is done.
-
-    Raises:
-        DataError: the source is no file that can be read.
-        OutputError: the target is no file that can be written.
-    """
-    read_rows(source)
-    if target.suffix.lower() not in OUTPUT_ENDINGS:
-        raise OutputError(
-            f"{target.suffix!r} cannot be written", where=str(target), mend=f"use {one_of(OUTPUT_ENDINGS)}"
-        )
-    if not target.parent.is_dir():
-        raise OutputError("there is no such folder", where=str(target.parent), mend="make it first")
-    if target.is_dir() or (target.exists() and target.samefile(source)):
-        raise OutputError("it is a folder, or the input itself", where=str(target), mend="choose another name")
+    write_rows(counted, target)
+    return Throughput(counted.rows, counted.errors, time.perf_counter() - start, counted.first_error)
 
 
 def predict_rows(
@@ -127,22 +121,27 @@ def predict_rows(
     tasks: Sequence[str] | None = None,
     columns: Columns | None = None,
     batch_size: int = 64,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Answer rows as they come, a chunk at a time; arguments as in `predict_file`.
 
+    Args:
+        chunk_rows: rows read, sorted by length and answered together; 4096 where not given.
+
     Yields:
-        Each row in its order, with `predictions` or `error`.
+        Each row in its order, with `predictions` or `error`, which take the place of fields of these names.
     """
     columns = columns or Columns()
     split_words = needs_words(model, tasks)
     rows = iter(rows)
-    while chunk := list(islice(rows, chunk_rows)):
+    while chunk := list(islice(rows, chunk_rows or CHUNK_ROWS)):
         results = [dict(row) for row in chunk]
         good: list[tuple[int, Inputs]] = []
         for place, row in enumerate(results):
-            if "error" in row and len(row) == 1:  # the line itself could not be read
+            if row.keys() == {"error"}:  # the line itself could not be read
                 continue
+            for name in ("predictions", "error"):  # of an earlier run
+                row.pop(name, None)
             try:
                 good.append((place, _inputs(row, columns, split_words)))
             except DataError as error:
@@ -153,92 +152,6 @@ def predict_rows(
         yield from results
 
 
-def read_rows(source: Path) -> Iterator[dict[str, Any]]:
-    """Open a file of rows; a line that cannot be read becomes a row with an `error` alone.
-
-    Raises:
-        DataError: there is no such file, its ending is unknown, or it is not of its format at all.
-    """
-    name = source.name.lower()
-    ending = _ending(source)
-    if not source.is_file():
-        raise DataError("there is no such file", where=str(source), mend="correct the path")
-    if ending not in INPUT_ENDINGS:
-        raise DataError(f"{ending!r} cannot be read", where=str(source), mend=f"use {one_of(INPUT_ENDINGS)}")
-    if ending == ".parquet":
-        return _parquet_rows(source)
-    return _text_rows(source, ending, compressed=name.endswith(".gz"))
-
-
-def jsonl_rows(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
-    """Read rows from lines of JSON; a JSON string is a text, an empty line is left out."""
-    for number, raw in enumerate(lines, start=1):
-        try:
-            line = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-        except UnicodeDecodeError as error:
-            yield {"error": f"line {number}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"}
-            continue
-        line = line.removeprefix("\ufeff") if number == 1 else line
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield {"error": f"line {number}: not JSON ({error}); write one JSON object per line"}
-            continue
-        if isinstance(row, str):
-            row = {"text": row}
-        yield (
-            row if isinstance(row, dict) else {"error": f"line {number}: {row!r} is no JSON object; write one per line"}
-        )
-
-
-def write_jsonl(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
-    """Write one JSON object per line."""
-    with replacing(target) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(to_json(row) + "\n")
-
-
-def to_json(row: Mapping[str, Any]) -> str:
-    """Write a row as one line of JSON, text of every script as it is; what JSON has no type for is written as text."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
-    # A lone surrogate can stand in JSON as an escape, but not in UTF-8.
-    return text if text.isascii() or _encodable(text) else json.dumps(row, default=str)
-
-
-def write_parquet(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
-    """Write parquet: chunks are kept in a file beside it until their common schema is known."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = iter(rows)
-    with replacing(target) as temporary:
-        parts: list[Path] = []
-        schemas: list[pa.Schema] = []
-        try:
-            while chunk := list(islice(rows, CHUNK_ROWS)):
-                names = list(dict.fromkeys(name for row in chunk for name in row))
-                table = pa.table({name: _array([row.get(name) for row in chunk]) for name in names})
-                part = temporary.with_suffix(f".{len(parts)}.arrow")
-                with pa.ipc.new_file(part, table.schema) as file:
-                    parts.append(part)
-                    file.write_table(table)
-                schemas.append(table.schema)
-            schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-            with pq.ParquetWriter(temporary, schema) as parquet:
-                for part in parts:
-                    with pa.ipc.open_file(part) as file:
-                        table = file.read_all()
-                    missing = [name for name in schema.names if name not in table.column_names]
-                    for name in missing:
-                        table = table.append_column(name, pa.nulls(len(table)))
-                    parquet.write_table(table.select(schema.names).cast(schema))
-        finally:
-            for part in parts:
-                part.unlink(missing_ok=True)
-
-
 class _Counted:
     """Rows on their way to the writer, counted."""
 
@@ -247,11 +160,14 @@ class _Counted:
         self._on_rows = on_rows
         self.rows = 0
         self.errors = 0
+        self.first_error: str | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for row in self._rows:
             self.rows += 1
-            self.errors += "predictions" not in row
+            if "predictions" not in row:
+                self.errors += 1
+                self.first_error = self.first_error or row["error"]
             if self._on_rows is not None and self.rows % 256 == 0:
                 self._on_rows(self.rows)
             yield row
@@ -273,67 +189,3 @@ def _answer(
     model: MultiTaskModel, tokenizer: Any, rows: Sequence[Inputs], tasks: Sequence[str] | None, batch_size: int
 ) -> list[Answers]:
     return answer(model, tokenizer, rows, tasks=tasks, batch_size=batch_size) if rows else []
-
-
-def _ending(source: Path) -> str:
-    return Path(source.name.lower().removesuffix(".gz")).suffix
-
-
-def _text_rows(source: Path, ending: str, *, compressed: bool) -> Iterator[dict[str, Any]]:
-    try:
-        with cast("IO[bytes]", gzip.open(source)) if compressed else source.open("rb") as file:
-            if ending in (".jsonl", ".ndjson"):
-                yield from jsonl_rows(file)
-            else:
-                yield from _csv_rows(file, source, delimiter="\t" if ending == ".tsv" else ",")
-    except (OSError, EOFError) as error:
-        raise DataError(f"it cannot be read ({error})", where=str(source), mend="check the file") from error
-
-
-def _csv_rows(file: IO[bytes], source: Path, *, delimiter: str) -> Iterator[dict[str, Any]]:
-    import io
-
-    csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, restkey="", restval=None)
-    try:
-        for row in reader:
-            if row.pop("", None) is not None:
-                yield {"error": f"line {reader.line_num}: more columns than the header has; quote fields with commas"}
-            else:
-                yield dict(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        where = f"{source}, after line {reader.line_num}"
-        raise DataError(f"it cannot be read ({error})", where=where, mend="save the file as UTF-8") from error
-
-
-def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(batch_size=CHUNK_ROWS):
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"it cannot be read ({error})", where=str(source), mend="check the file") from error
-
-
-def _array(values: list[Any]) -> Any:
-    import pyarrow as pa
-
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        # Values of several types in one field: parquet needs one type, so they are kept as JSON text.
-        return pa.array(
-            [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
-        )
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.data.preparation import load_tokenizer
@@ -46,6 +48,10 @@ def load_model(
         config = load_encoder_config(name, **hub_kwargs)
     except ModelError as error:
         raise ModelError(error.problem, where=where, mend=error.mend) from error.__cause__
+    except (StrictDataclassError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"its config.json cannot be used ({_reason(error)})", where=where, mend="train it again, or fetch it anew"
+        ) from error
     if not isinstance(config, MultiTaskConfig):
         raise ModelError(
             f"its configuration is of type {config.model_type!r}, not 'hf_mtl'",
@@ -55,11 +61,11 @@ def load_model(
     try:
         weights = DTYPES[dtype] if dtype is not None else "auto"
         model, info = MultiTaskModel.from_pretrained(name, dtype=weights, output_loading_info=True, **hub_kwargs)
-    except HfMtlError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # safetensors' own error is a plain subclass of Exception
+    except HfMtlError as error:
+        raise error.at(where) from error.__cause__
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"its weights cannot be loaded ({_first_line(error)})", where=where, mend="train it again, or fetch it anew"
+            f"its weights cannot be loaded ({_reason(error)})", where=where, mend="train it again, or fetch it anew"
         ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -76,9 +82,9 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SpecError(f"device is {name!r} ({_first_line(error)})", mend="use 'cpu', 'cuda' or 'mps'") from error
+        raise SpecError(f"device is {name!r} ({_reason(error)})", mend="use 'cpu', 'cuda' or 'mps'") from error
     return device
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")

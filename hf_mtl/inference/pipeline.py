@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -10,6 +11,7 @@ from transformers.pipelines.base import Pipeline
 
 from hf_mtl.configuration import select_tasks
 from hf_mtl.data.encoding import Inputs, read_inputs
+from hf_mtl.errors import DataError
 from hf_mtl.evaluation.prediction import Answers, answer, needs_words
 from hf_mtl.model.modeling import MultiTaskModel
 
@@ -73,16 +75,24 @@ class MultiTaskPipeline(Pipeline):
         if isinstance(inputs, str | Mapping):
             return next(self._answers([inputs], tasks, 1))
         if isinstance(inputs, list | tuple):
-            return list(self._answers(inputs, tasks, size))
+            return list(self._answers(cast(Sequence[Any], inputs), tasks, size))
+        if isinstance(inputs, bytes) or not (hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")):
+            raise DataError(f"{inputs!r} is no text", mend="give a text, a mapping, or an iterable of them")
         return self._answers(inputs, tasks, size)
 
     def _answers(self, inputs: Iterable[Any], tasks: Sequence[str] | None, size: int) -> Iterator[Answers]:
-        rows = iter(inputs)
+        rows = enumerate(inputs, start=1)
         # Rows of like length are batched together, so several batches are taken in at a time.
         while chunk := list(islice(rows, size * 16 if isinstance(inputs, list | tuple) else size)):
-            model_inputs = {"rows": [self.preprocess(row, tasks=tasks)["rows"][0] for row in chunk]}
+            model_inputs = {"rows": [self._read(row, f"row {number}", tasks) for number, row in chunk]}
             answered = cast(Any, self.forward(model_inputs, tasks=tasks, batch_size=size))
             yield from answered["answers"]
+
+    def _read(self, row: Any, where: str, tasks: Sequence[str] | None) -> Inputs:
+        try:
+            return self.preprocess(row, tasks=tasks)["rows"][0]
+        except DataError as error:
+            raise error.at(where) from None
 
     # The base class passes tensors between its steps; rows of any length pass as they are here.
 
@@ -97,3 +107,13 @@ class MultiTaskPipeline(Pipeline):
 
     def postprocess(self, model_outputs: Any, **_: Any) -> Answers:
         return model_outputs["answers"][0]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the model and its tokenizer.
+
+        The base class would copy this file beside them and ask whoever loads them to trust it, which nobody needs who
+        has hf_mtl installed.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory, **kwargs)

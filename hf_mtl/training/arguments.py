@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -130,9 +131,19 @@ class MultiTaskTrainingArguments(TrainingArguments):
         self._check_best_model()
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # else transformers refuses bf16, which CPUs have too
+        if not torch.accelerator.is_available():
+            # Else transformers 5.23 refuses bf16, and accelerate 1.15 lets every process of torchrun train by itself.
+            self.use_cpu = True
+        if self.ddp_find_unused_parameters is None:
+            # A process has no labels for some task now and then; transformers forgets it with activation checkpointing.
+            self.ddp_find_unused_parameters = True
         super().__post_init__()
+        processes = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+        if processes > self.world_size:
+            raise SpecError(
+                f"{processes} processes were started, but {self.world_size} would take part",
+                mend="set use_cpu to true, or start one process",
+            )
         if self.n_gpu > 1:
             # DataParallel would cut the row numbers of a batch to pieces along with its rows.
             logger.warning("One of %d GPUs is used; start with torchrun or accelerate launch to use all", self.n_gpu)
@@ -143,8 +154,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         for name, choices in CHOICES.items():
             value = _plain(getattr(self, name))
             if value not in choices:
-                mend = f"use one of {one_of(choices)}" if len(choices) < 10 else near(value, choices)
-                raise SpecError(f"{name} is {value!r}", mend=mend)
+                raise SpecError(f"{name} is {value!r}", mend=f"use one of {one_of(choices)}")
         for name in (*LEAST, *ABOVE_ZERO):
             value, least = getattr(self, name), LEAST.get(name)
             if isinstance(value, int | float) and (
@@ -172,7 +182,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def _check_reports(self) -> None:
         if self.report_to:
-            from transformers.integrations import get_available_reporting_integrations
+            from transformers.integrations.integration_utils import get_available_reporting_integrations
 
             known = get_available_reporting_integrations()
             for name in self.report_to:
@@ -247,7 +257,7 @@ def _accept(name: str, value: Any, hint: Any) -> Any:
     if type(value) not in kinds and not isinstance(value, Enum):
         wanted = " or ".join(NAMES.get(kind, "null") for kind in kinds)
         if name in CHOICES:
-            wanted = f"one of {one_of(CHOICES[name])}" if len(CHOICES[name]) < 10 else "the name of one"
+            wanted = f"one of {one_of(CHOICES[name])}"
         raise RecipeError(f"{name} is {value!r}", where="training", mend=f"give {wanted}")
     return value
 

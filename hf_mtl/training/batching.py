@@ -19,8 +19,8 @@ class MixedBatchSampler(TorchSampler[list[int]]):
     """Draws rows as the sampler says, sorts pools of them by length, and shuffles the batches cut from a pool.
 
     No row is dropped or drawn twice: the rows of a pool are dealt out to batches whose sizes differ by one at most, and
-    a batch's rows to the processes in turn. Every process computes the same plan from the seed and the epoch. Only where
-    several processes take one row each, and rows are left over, does a process get a batch of two.
+    a batch's rows to the processes in turn. Every process computes the same plan from the seed and the epoch. Only
+    where several processes take one row each, and rows are left over, does a process get a batch of two.
 
     Args:
         sampler: says which dataset each row comes from.

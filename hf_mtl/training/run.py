@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 
 from hf_mtl.data.preparation import load_recipe
 from hf_mtl.data.recipe import Recipe
-from hf_mtl.errors import OutputError
+from hf_mtl.errors import DataError, OutputError
 from hf_mtl.evaluation.scoring import Scores
 from hf_mtl.model.modeling import MultiTaskModel
-from hf_mtl.training.arguments import training_arguments
+from hf_mtl.training.arguments import MultiTaskTrainingArguments, training_arguments
 from hf_mtl.training.trainer import MultiTaskTrainer
-from hf_mtl.writing import write_text
+from hf_mtl.writing import to_json, write_text
 
 RECIPE_NAME = "recipe.yaml"
 RESULTS_NAME = "train_results.json"
@@ -78,7 +78,9 @@ def run_training(
         return TrainingRun(folder, results, was_finished=True)
     checkpoint = last_checkpoint(folder) if resume else None
 
-    data = load_recipe(recipe, seed=arguments.seed)
+    data = load_recipe(recipe, seed=split_seed(recipe))
+    if not data.train:
+        raise DataError("there are no training rows", mend="name training files in the recipe's datasets")
     set_seed(arguments.seed)
     model = MultiTaskModel.from_encoder(recipe.encoder_path, data.tasks, seed=arguments.seed)
     trainer = MultiTaskTrainer(
@@ -97,6 +99,8 @@ def run_training(
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(recipe.to_yaml(relative_to=folder), folder / RECIPE_NAME)
+        if checkpoint is not None:
+            _bring_best_home(checkpoint)
     trainer.accelerator.wait_for_everyone()
 
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -111,8 +115,14 @@ def run_training(
             test = scores if split == "test" else test
     _save(trainer, folder)
     if writes:
-        write_text(json.dumps(_finite(results), indent=2) + "\n", folder / RESULTS_NAME)
+        write_text(to_json(results, indent=2) + "\n", folder / RESULTS_NAME)
     return TrainingRun(folder, results, test)
+
+
+def split_seed(recipe: Recipe) -> int:
+    """Return the seed of the rows that training sets aside where a dataset has no validation split."""
+    seed = recipe.training.get("seed")
+    return seed if isinstance(seed, int) else MultiTaskTrainingArguments.seed
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -123,9 +133,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
+def _bring_best_home(checkpoint: Path) -> None:
+    """Name the best checkpoint where it is now: the trainer's state remembers the folder it was written to."""
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    written = state.get("best_model_checkpoint")
+    best = checkpoint.parent / Path(written or "").name
+    if written and str(best) != written and best.is_dir():
+        write_text(json.dumps({**state, "best_model_checkpoint": str(best)}, indent=2) + "\n", path)
+
+
 def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError("it is a file", where=str(folder), mend="name a folder")
+    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise OutputError("it cannot be made or written", where=str(folder), mend="give another --output-dir")
     holds = [name for name in ("model.safetensors", "config.json", RESULTS_NAME) if (folder / name).exists()]
     holds += [path.name for path in folder.glob("checkpoint-*")]
     if holds and not (resume or overwrite):
@@ -133,7 +156,8 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
             f"the folder holds {holds[0]}", where=str(folder), mend="give --resume, --overwrite or another --output-dir"
         )
     written = folder / RECIPE_NAME
-    if resume and written.is_file() and written.read_text(encoding="utf-8") != recipe.to_yaml(relative_to=folder):
+    wanted = recipe.to_yaml(relative_to=folder).encode("utf-8")
+    if resume and written.is_file() and written.read_bytes() != wanted:
         raise OutputError(
             f"the run there was of another recipe (see {RECIPE_NAME})",
             where=str(folder),
@@ -165,9 +189,3 @@ def _is_json(path: Path) -> bool:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,10 +47,10 @@ WITHOUT_EFFECT = {
 class MultiTaskTrainer(Trainer):
     """Trains one model on several datasets, in batches that mix their rows.
 
-    Checkpoints, callbacks, schedulers, logging and `accelerate launch` are the Trainer's. What differs: batches are drawn
-    by a sampling strategy and hold rows of like length; the loss of an optimizer step is exact over its micro-batches
-    and processes; one evaluation answers for all tasks, with `eval_<task>_<metric>`, `eval_<task>_loss` and
-    `eval_average`, the mean of the tasks' primary metrics.
+    Checkpoints, callbacks, schedulers, logging and `accelerate launch` are the Trainer's. What differs: batches are
+    drawn by a sampling strategy and hold rows of like length; the loss of an optimizer step is exact over its
+    micro-batches and processes; one evaluation answers for all tasks, with `eval_<task>_<metric>`, `eval_<task>_loss`
+    and `eval_average`, the mean of the tasks' primary metrics.
 
     Args:
         model: the model.
@@ -144,7 +144,7 @@ class MultiTaskTrainer(Trainer):
         """
         raise SpecError(
             "this trainer has no dataloader for evaluation and prediction",
-            mend="use evaluate(splits) or score(splits), or hf_mtl.predict_file and the pipeline for rows without labels",
+            mend="use evaluate(splits) or score(splits); hf_mtl.predict_file or the pipeline for rows without labels",
         )
 
     def get_test_dataloader(self, test_dataset: Any) -> Never:
@@ -177,7 +177,7 @@ class MultiTaskTrainer(Trainer):
         outputs: MultiTaskOutput = model(**inputs)
         losses, totals = outputs.losses, num_items_in_batch
         if losses is None:
-            # None of the rows has a label left, since truncation cut them off: nothing to learn, but a graph to go back.
+            # No row has a label left, since truncation cut them off: nothing to learn, but a graph to go back.
             loss = torch.stack([logits.sum() * 0.0 for logits in (outputs.logits or {}).values()]).sum()
         elif isinstance(totals, StepTotals):
             loss = step_loss(self.multi_task_model, losses, inputs, totals)
@@ -238,8 +238,6 @@ class MultiTaskTrainer(Trainer):
         if not splits:
             raise DataError("there are no rows to evaluate on", mend="name validation files in the recipe's datasets")
         self._memory_tracker.start()
-        if self.state.epoch is None:
-            self.state.epoch = 0.0  # the progress callback of notebooks cannot show None
         start = time.time()
         scores = self.score(splits)
         metrics: dict[str, float] = {}
@@ -269,7 +267,7 @@ class MultiTaskTrainer(Trainer):
 
     def _show_progress(self, done: int, total: int) -> None:
         # The progress callbacks read nothing of a dataloader but its length.
-        self.callback_handler.eval_dataloader = range(total)
+        self.callback_handler.eval_dataloader = cast(Any, range(total))
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # ------------------------------------------------------------------ saving

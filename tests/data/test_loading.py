@@ -276,9 +276,10 @@ def test_class_label_names_survive_and_must_agree(tmp_path: Path) -> None:
     class_label_parquet(tmp_path / "b.parquet", ["no", "yes"])
     class_label_parquet(tmp_path / "c.parquet", ["yes", "no"])
     datasets.enable_progress_bars()
-    dataset = read_files(["a.parquet", "b.parquet"], base=tmp_path).dataset
-    assert dataset.features["label"].names == ["no", "yes"]
-    assert dataset["label"][:] == [0, 1, 0, 1]
+    split = read_files(["a.parquet", "b.parquet"], base=tmp_path)
+    assert split.classes == {"label": ("no", "yes")}
+    assert split.dataset["label"][:] == ["no", "yes", "no", "yes"]
+    assert split.where(3) == "b.parquet, row 2"
     with pytest.raises(DataError, match=r"c\.parquet: the column 'label' .* other label names"):
         read_files("*.parquet", base=tmp_path)
 

@@ -23,6 +23,9 @@ from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.errors import ModelError
 from hf_mtl.registry import ENCODERS
 
+ENCODER_HALVES = ("t5", "mt5", "umt5")
+"""Encoder-decoder models whose encoder half is a class of its own."""
+
 
 class EncoderAdapter(ABC):
     """What differs between families of encoders; stateless, one subclass per family."""
@@ -125,7 +128,7 @@ def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel
             default where not given) and others.
 
     Raises:
-        ModelError: it cannot be found, no adapter knows its architecture, or weights are missing.
+        ModelError: it cannot be found, no adapter knows its architecture, it reads no text, or weights are missing.
     """
     name = str(name_or_path)
     config = load_encoder_config(name, **hub_kwargs)
@@ -136,7 +139,12 @@ def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel
             mend="load it with MultiTaskModel.from_pretrained, or name an encoder",
         )
     # Not in the checkpoint's dtype: those in half precision, such as DeBERTa-v3's, could not be trained as they are.
-    return adapter_for(config).load(name, config, **{"dtype": torch.get_default_dtype(), **hub_kwargs})
+    encoder = adapter_for(config).load(name, config, **{"dtype": torch.get_default_dtype(), **hub_kwargs})
+    if encoder.main_input_name != "input_ids":
+        raise ModelError(
+            f"it reads {encoder.main_input_name}, not text", where=f"encoder {name!r}", mend="name an encoder of text"
+        )
+    return encoder
 
 
 def load_encoder_config(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedConfig:

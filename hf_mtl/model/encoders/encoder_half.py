@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModelForTextEncoding
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_mtl.model.encoders.base import EncoderAdapter
+from hf_mtl.model.encoders.base import ENCODER_HALVES, EncoderAdapter
 from hf_mtl.registry import ENCODERS
 
 
@@ -18,7 +18,7 @@ class EncoderHalfAdapter(EncoderAdapter):
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:
         # `is_encoder_decoder` would not do: the encoder half sets it to False in the configuration it is given.
-        return config.model_type in ("t5", "mt5", "umt5")
+        return config.model_type in ENCODER_HALVES
 
     @classmethod
     def auto_class(cls) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_mtl.model.encoders.base import EncoderAdapter
+from hf_mtl.model.encoders.base import ENCODER_HALVES, EncoderAdapter
 from hf_mtl.registry import ENCODERS
 
 
@@ -25,7 +25,9 @@ class EncoderOnlyAdapter(EncoderAdapter):
         )
 
         kind = config.model_type
-        return not config.is_encoder_decoder and (kind in MASKED or kind not in CAUSAL)
+        if config.is_encoder_decoder or kind in ENCODER_HALVES:
+            return False
+        return kind in MASKED or kind not in CAUSAL
 
     @classmethod
     def auto_class(cls) -> Any:

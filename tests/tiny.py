@@ -1,0 +1,138 @@
+"""A world small enough to train on in a second: an encoder, a recipe of every task type, rows that can be learnt."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from hf_mtl.data.preparation import RecipeData, load_recipe
+from hf_mtl.data.recipe import parse_recipe
+from hf_mtl.model.modeling import MultiTaskModel
+
+GOOD = ("good", "great", "lovely")
+BAD = ("bad", "awful", "dull")
+CITIES = ("rome", "oslo", "new york")
+NAMES = ("ann", "bob")
+FILLER = ("the", "film", "was", "a", "story", "with", "music", "and", "old", "songs")
+WORDS = (*GOOD, *BAD, *FILLER, *NAMES, "rome", "oslo", "new", "york", "play", "fly", "to", "for", "me", "not")
+TASKS = ("sentiment", "intent", "slots", "grammar", "similarity", "moods")
+
+
+def write_encoder(folder: Path, *, dropout: float = 0.1) -> Path:
+    """Write a two-layer BERT with random weights, and a WordPiece tokenizer that cuts unknown words into letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_recipe(folder: Path, encoder: Path, *, rows: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Write the datasets' files and return the recipe that names them."""
+    counts = {"train": 40, "validation": 24, **(rows or {})}
+    for split, count in counts.items():
+        maker = _Maker(random.Random(split))
+        for name, make in (
+            ("films", maker.film),
+            ("orders", maker.order),
+            ("pairs", maker.pair),
+            ("posts", maker.post),
+        ):
+            _write(folder / f"{name}-{split}.jsonl", [make(index) for index in range(count)])
+
+    def files(name: str) -> dict[str, str]:
+        return {split: f"{name}-{split}.jsonl" for split in counts}
+
+    labels = {"sentiment": ("films", "label"), "intent": ("orders", "intent"), "slots": ("orders", "slots")}
+    labels |= {"grammar": ("orders", "grammar"), "similarity": ("pairs", "score"), "moods": ("posts", "moods")}
+    types = {"sentiment": "sequence_classification", "intent": "sequence_classification"}
+    types |= {"slots": "token_classification", "grammar": "token_classification"}
+    types |= {"similarity": "regression", "moods": "multi_label_classification"}
+    return {
+        "encoder": str(encoder),
+        "datasets": {
+            "films": {**files("films"), "text": "text"},
+            "orders": {**files("orders"), "tokens": "tokens"},
+            "pairs": {**files("pairs"), "text": "text", "text_pair": "text_pair"},
+            "posts": {**files("posts"), "text": "text"},
+        },
+        "tasks": [
+            {"name": name, "type": types[name], "dataset": labels[name][0], "label": labels[name][1]} for name in TASKS
+        ],
+    }
+
+
+def load(folder: Path, recipe: dict[str, Any], **options: Any) -> RecipeData:
+    return load_recipe(parse_recipe(recipe, base=folder), **options)
+
+
+def build(data: RecipeData, *, seed: int = 0) -> MultiTaskModel:
+    return MultiTaskModel.from_encoder(data.recipe.encoder_path, data.tasks, seed=seed)
+
+
+class _Maker:
+    def __init__(self, random: random.Random) -> None:
+        self.random = random
+
+    def filler(self, most: int) -> list[str]:
+        return self.random.choices(FILLER, k=self.random.randint(1, most))
+
+    def film(self, index: int) -> dict[str, Any]:
+        good = index % 3 > 0
+        text = " ".join([*self.filler(12), self.random.choice(GOOD if good else BAD), *self.filler(5)])
+        return {"text": text, "label": "pos" if good else "neg"}
+
+    def order(self, index: int) -> dict[str, Any]:
+        """One order in four lacks its intent, another its slots; some words have no part of speech."""
+        fly = self.random.random() < 0.5
+        words = self.random.choice(CITIES).split() if fly else [self.random.choice(NAMES)]
+        kind = "city" if fly else "name"
+        before, after = ["fly", "to"] if fly else ["play"], self.filler(6)
+        slots = ["O"] * len(before) + [f"B-{kind}", f"I-{kind}"][: len(words)] + ["O"] * len(after)
+        grammar = ["VERB", "ADP"][: len(before)] + ["PROPN"] * len(words) + [None, *["X"] * (len(after) - 1)]
+        return {
+            "tokens": [*before, *words, *after],
+            "intent": None if index % 4 == 1 else "fly" if fly else "play",
+            "slots": None if index % 4 == 2 else slots,
+            "grammar": grammar if index % 2 else None,
+        }
+
+    def pair(self, index: int) -> dict[str, Any]:
+        first, shared = self.filler(8), self.random.randint(0, 4)
+        second = [*first[:shared], *self.filler(4)]
+        return {"text": " ".join(first), "text_pair": " ".join(second), "score": shared * 1.25}
+
+    def post(self, index: int) -> dict[str, Any]:
+        words = {"glad": self.random.choice(GOOD), "sad": self.random.choice(BAD), "musical": "music"}
+        moods = [mood for mood in words if self.random.random() < 0.5]
+        return {"text": " ".join([*self.filler(6), *(words[mood] for mood in moods)]), "moods": moods}
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

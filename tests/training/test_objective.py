@@ -1,0 +1,264 @@
+"""The loss of an optimizer step is that of its rows together, however they are cut into micro-batches and processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import build, load, write_recipe
+from torch import Tensor
+from transformers import BertConfig
+
+from hf_mtl.configuration import MultiTaskConfig, TaskSpec
+from hf_mtl.data.collator import LABEL_PREFIX, MultiTaskCollator
+from hf_mtl.errors import DataError
+from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.registry import HEADS
+from hf_mtl.training.objective import step_loss, step_totals
+from hf_mtl.training.trainer import MultiTaskTrainer
+
+CPU = torch.device("cpu")
+
+# Per task type its spec, and a label for a row of so many tokens; a type without an entry here fails the tests.
+KINDS: dict[str, tuple[dict[str, Any], Callable[[random.Random, int], Any]]] = {
+    "sequence_classification": ({"labels": ("a", "b", "c")}, lambda draw, tokens: draw.randrange(3)),
+    "token_classification": (
+        {"labels": ("O", "B-x", "I-x")},
+        # Some tokens have no label; those of a row may all lack one.
+        lambda draw, tokens: [draw.choice((-100, -100, 0, 1, 2)) for _ in range(tokens)],
+    ),
+    "multi_label_classification": (
+        {"labels": ("p", "q", "r")},
+        lambda draw, tokens: [draw.choice((None, 0.0, 1.0)) for _ in range(3)],
+    ),
+    "regression": ({}, lambda draw, tokens: draw.gauss(0.0, 2.0)),
+}
+
+
+def spec_of(kind: str, name: str = "task", **options: Any) -> TaskSpec:
+    return TaskSpec(name=name, type=kind, **KINDS[kind][0], **options)
+
+
+def model_of(encoder: BertConfig, *specs: TaskSpec) -> MultiTaskModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return MultiTaskModel(MultiTaskConfig(encoder_config=encoder, tasks=list(specs))).train()
+
+
+def rows_of(specs: Sequence[TaskSpec], count: int, *, missing: float = 0.4, seed: int = 0) -> list[dict[str, Any]]:
+    """Make rows of 2 to 12 tokens, of which the first lack labels more often than the last."""
+    draw = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        tokens = draw.randint(2, 12)
+        row: dict[str, Any] = {"input_ids": [draw.randrange(1, 40) for _ in range(tokens)]}
+        for spec in specs:
+            absent = draw.random() < missing * 2 * (1 - index / count)
+            row[LABEL_PREFIX + spec.name] = None if absent else KINDS[spec.type][1](draw, tokens)
+        rows.append(row)
+    return rows
+
+
+def gradients(model: MultiTaskModel) -> dict[str, Tensor | None]:
+    found = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def formula(model: MultiTaskModel, batch: Mapping[str, Any]) -> Tensor:
+    """`sum_t loss_weight_t * (labelled rows_t / rows) * L_t`, with `L_t` the mean over the task's labelled items."""
+    hidden = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    logits = model.eval()(**hidden).logits  # without dropout evaluation and training are the same
+    total = torch.zeros(())
+    for spec in model.specs:
+        if spec.name in batch["rows"]:
+            rows = batch["rows"][spec.name]
+            loss = model.head(spec.name).loss(logits[spec.name][rows], batch["labels"][spec.name][rows])
+            total = total + spec.loss_weight * len(rows) / len(batch["input_ids"]) * loss
+    model.train()
+    return total
+
+
+def accumulate(model: MultiTaskModel, micro: Sequence[Mapping[str, Any]], **options: Any) -> float:
+    totals = step_totals(model, micro, device=CPU, **options)
+    total = 0.0
+    for batch in micro:
+        loss = step_loss(model, model(**batch).losses, batch, totals)
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def check_same(found: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor | None]) -> None:
+    for name, gradient in wanted.items():
+        other = found[name]
+        if gradient is None or other is None:
+            assert gradient is None or not gradient.any(), name
+            assert other is None or not other.any(), name
+        else:
+            torch.testing.assert_close(
+                other, gradient, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.45])
+@pytest.mark.parametrize("kind", HEADS.names())
+def test_micro_batches_give_the_gradients_of_their_rows_together(
+    kind: str, missing: float, tiny_encoder_config: BertConfig
+) -> None:
+    spec = spec_of(kind, loss_weight=0.7)
+    model = model_of(tiny_encoder_config, spec)
+    rows, collate = rows_of([spec], 32, missing=missing), MultiTaskCollator((spec,))
+    whole = collate(rows)
+    loss = formula(model, whole)
+    loss.backward()
+    wanted = gradients(model)
+    assert any(gradient is not None and gradient.any() for gradient in wanted.values())
+    micro = [collate(rows[start : start + 8]) for start in range(0, 32, 8)]
+    assert accumulate(model, micro) == pytest.approx(float(loss.detach()), rel=1e-5)
+    check_same(gradients(model), wanted)
+
+
+@pytest.mark.parametrize("sizes", [[32], [8, 8, 8, 8], [1, 30, 1], [5, 13, 14]])
+def test_all_tasks_at_once_with_weights_and_smoothing(sizes: list[int], tiny_encoder_config: BertConfig) -> None:
+    specs = [
+        spec_of(
+            "sequence_classification", "topic", loss_weight=2.0, class_weights=(0.5, 1.0, 3.0), label_smoothing=0.1
+        ),
+        spec_of("token_classification", "tags", class_weights=(0.1, 1.0, 2.0), loss_weight=0.3),
+        spec_of("multi_label_classification", "moods", class_weights=(1.0, 4.0, 0.5)),
+        spec_of("regression", "stars", loss_weight=0.1),
+    ]
+    model, rows, collate = model_of(tiny_encoder_config, *specs), rows_of(specs, 32), MultiTaskCollator(tuple(specs))
+    loss = formula(model, collate(rows))
+    loss.backward()
+    wanted = gradients(model)
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    micro = [collate(rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+    assert len({len(batch["rows"].get("topic", ())) for batch in micro}) > 1 or len(sizes) == 1
+    assert accumulate(model, micro) == pytest.approx(float(loss.detach()), rel=1e-5)
+    check_same(gradients(model), wanted)
+
+
+def test_processes_average_to_the_gradients_of_their_rows_together(tiny_encoder_config: BertConfig) -> None:
+    specs = [spec_of(kind, f"task{place}") for place, kind in enumerate(HEADS.names())]
+    model, rows, collate = model_of(tiny_encoder_config, *specs), rows_of(specs, 32), MultiTaskCollator(tuple(specs))
+    formula(model, collate(rows)).backward()
+    wanted = gradients(model)
+    ranks = [[collate(rows[0:6]), collate(rows[6:12])], [collate(rows[12:20]), collate(rows[20:32])]]
+    seen: list[Tensor] = []
+    for micro in ranks:
+        step_totals(model, micro, device=CPU, reduce=lambda counts: (seen.append(counts), counts)[1])
+    found: dict[str, Tensor] = {}
+    for micro in ranks:
+        accumulate(model, micro, processes=2, reduce=lambda counts: seen[0] + seen[1])
+        for name, gradient in gradients(model).items():
+            if gradient is not None:  # as DistributedDataParallel does: the mean over the processes
+                found[name] = found.get(name, torch.zeros(())) + gradient / 2
+    check_same({name: found.get(name) for name in wanted}, wanted)
+
+
+def test_a_task_without_labels_contributes_nothing(tiny_encoder_config: BertConfig) -> None:
+    specs = [spec_of("sequence_classification", "topic"), spec_of("regression", "stars")]
+    model, collate = model_of(tiny_encoder_config, *specs), MultiTaskCollator(tuple(specs))
+    batch = collate([{**row, "labels/stars": None} for row in rows_of(specs, 8, missing=0.0)])
+    totals = step_totals(model, [batch], device=CPU)
+    assert totals.items["stars"] == totals.shares["stars"] == 0
+    accumulate(model, [batch])
+    found = gradients(model)
+    assert found["heads.stars.output.weight"] is None
+    alone = model(**batch).losses["topic"]
+    assert step_loss(model, {"topic": alone}, batch, totals).item() == pytest.approx(alone.item())
+
+
+def test_items_whose_class_weighs_nothing_contribute_nothing(tiny_encoder_config: BertConfig) -> None:
+    spec = spec_of("sequence_classification", class_weights=(0.0, 1.0, 1.0))
+    model, collate = model_of(tiny_encoder_config, spec), MultiTaskCollator((spec,))
+    weightless = [{**row, "labels/task": 0} for row in rows_of([spec], 4)]
+    others = [{**row, "labels/task": 1} for row in rows_of([spec], 4, seed=1)]
+    micro = [collate(weightless), collate(others)]
+    formula(model, collate([*weightless, *others])).backward()
+    wanted = gradients(model)
+    accumulate(model, micro)
+    check_same(gradients(model), wanted)
+    assert accumulate(model, micro[:1]) == 0.0
+
+
+def test_one_batch_gives_the_loss_that_the_model_returns(tiny_encoder_config: BertConfig) -> None:
+    specs = [spec_of(kind, f"task{place}", loss_weight=1.0 + place) for place, kind in enumerate(HEADS.names())]
+    model, collate = model_of(tiny_encoder_config, *specs), MultiTaskCollator(tuple(specs))
+    batch = collate(rows_of(specs, 16))
+    output = model(**batch)
+    totals = step_totals(model, [batch], device=CPU)
+    assert step_loss(model, output.losses, batch, totals).item() == pytest.approx(output.loss.item(), rel=1e-6)
+
+
+# ---------------------------------------------------------------------- through the Trainer
+
+
+@pytest.mark.parametrize("rows", [8, 7])
+def test_accumulated_training_equals_training_on_large_batches(
+    rows: int, tiny_folder: Path, tmp_path: Path, trainer_for: Callable[..., MultiTaskTrainer]
+) -> None:
+    """The rows of one step are the same, cut into one batch or four; the last of several steps may be short."""
+    recipe = write_recipe(tmp_path, tiny_folder / "plain", rows={"train": rows})
+    data = load(tmp_path, recipe)
+    states: list[dict[str, Tensor]] = []
+    for size, steps in ((32, 1), (8, 4)):
+        trainer = trainer_for(
+            data=data,
+            model=build(data),
+            folder=tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            # Adam divides rounding errors of vanishing gradients by their size; plain descent shows the gradients.
+            optim="sgd",
+            learning_rate=0.05,
+            num_train_epochs=1,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            logging_steps=1,
+        )
+        trainer.train()
+        assert trainer.state.global_step == 1
+        states.append(dict(trainer.multi_task_model.state_dict()))
+        logs = trainer.state.log_history[0]
+        assert logs["loss"] == pytest.approx(
+            sum(share * logs[f"loss_{task}"] for task, share in shares(trainer).items()), rel=1e-5
+        )
+    for name, weight in states[0].items():
+        torch.testing.assert_close(states[1][name], weight, rtol=0, atol=1e-6)
+
+
+def shares(trainer: MultiTaskTrainer) -> dict[str, float]:
+    """Return the labelled rows of every task, divided by the rows of any."""
+    splits = trainer.train_splits.values()
+    rows = sum(len({int(r) for task in split.tasks for r in split.labelled(task.spec.name)}) for split in splits)
+    return {t.spec.name: len(split.labelled(t.spec.name)) / rows for split in splits for t in split.tasks}
+
+
+def test_rows_whose_labels_were_cut_off_train_without_error(
+    tiny_folder: Path, tiny_recipe: dict[str, Any], trainer_for: Callable[..., MultiTaskTrainer]
+) -> None:
+    data = load(tiny_folder, tiny_recipe)
+    trainer = trainer_for(data=data)
+    model = trainer.multi_task_model.train()
+    batch = trainer.data_collator([{"input_ids": [2, 5, 3]}])
+    assert "labels" not in batch
+    totals = step_totals(model, [batch], device=CPU)
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=totals)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_training_without_rows_says_so(trainer_for: Callable[..., MultiTaskTrainer]) -> None:
+    trainer = trainer_for()
+    trainer.train_splits = {}
+    with pytest.raises(DataError, match="there are no training rows"):
+        trainer.train()
