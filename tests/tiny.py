@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -96,6 +97,26 @@ def build(data: RecipeData, *, seed: int = 0) -> MultiTaskModel:
     return MultiTaskModel.from_encoder(data.recipe.encoder_path, data.tasks, seed=seed)
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the encoder (`encoder`, and `plain` without dropout) and the datasets' files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_encoder(folder / "encoder")
+    write_encoder(folder / "plain", dropout=0.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_folder: Path) -> dict[str, Any]:
+    return write_recipe(tiny_folder, tiny_folder / "encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_folder: Path, tiny_recipe: dict[str, Any]) -> RecipeData:
+    """Four datasets, six tasks: sentiment, intent and slots and grammar (with missing labels), similarity, moods."""
+    return load(tiny_folder, tiny_recipe)
+
+
 class _Maker:
     def __init__(self, random: random.Random) -> None:
         self.random = random
@@ -104,9 +125,10 @@ class _Maker:
         return self.random.choices(FILLER, k=self.random.randint(1, most))
 
     def film(self, index: int) -> dict[str, Any]:
+        """Two films in three are good, and one in seven is labelled wrongly: nothing can be right about all of them."""
         good = index % 3 > 0
         text = " ".join([*self.filler(12), self.random.choice(GOOD if good else BAD), *self.filler(5)])
-        return {"text": text, "label": "pos" if good else "neg"}
+        return {"text": text, "label": "pos" if good != (index % 7 == 3) else "neg"}
 
     def order(self, index: int) -> dict[str, Any]:
         """One order in four lacks its intent, another its slots; some words have no part of speech."""

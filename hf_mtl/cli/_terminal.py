@@ -8,8 +8,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+PIPED_WIDTH = 160
+"""Columns of a table where no terminal says how wide it is."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TextIO
 
     from rich.console import Console
     from rich.table import Table
@@ -19,16 +23,22 @@ if TYPE_CHECKING:
 
 def out() -> Console:
     """Return the console of results, standard output."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """Return the console of progress and warnings, standard error."""
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    """Return a console that shows text as it is, with room for tables where it is piped to a file."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty())
+    piped = not stream.isatty()
+    return Console(
+        file=stream, highlight=False, markup=False, emoji=False, soft_wrap=piped, width=PIPED_WIDTH if piped else None
+    )
 
 
 def quiet_libraries() -> None:

@@ -81,6 +81,7 @@ def run_training(
     data = load_recipe(recipe, seed=split_seed(recipe))
     if not data.train:
         raise DataError("there are no training rows", mend="name training files in the recipe's datasets")
+    _make(folder)
     set_seed(arguments.seed)
     model = MultiTaskModel.from_encoder(recipe.encoder_path, data.tasks, seed=arguments.seed)
     trainer = MultiTaskTrainer(
@@ -97,7 +98,6 @@ def run_training(
     if writes:
         if overwrite:
             _clear(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(recipe.to_yaml(relative_to=folder), folder / RECIPE_NAME)
         if checkpoint is not None:
             _bring_best_home(checkpoint)
@@ -163,6 +163,15 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
             where=str(folder),
             mend="resume with the same recipe and arguments, or give another --output-dir",
         )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"it cannot be made ({error.strerror})", where=str(folder), mend="give another --output-dir"
+        ) from error
 
 
 def _clear(folder: Path) -> None:

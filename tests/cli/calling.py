@@ -18,7 +18,6 @@ from transformers.utils import logging as transformers_logging
 
 from hf_mtl.cli import main
 
-
 OPTIONS = (
     *("--num-train-epochs", "8", "--learning-rate=5e-3", "--bf16", "false"),
     *("--per-device-train-batch-size", "16"),

@@ -43,7 +43,9 @@ def answered(trained: Path, workspace: Path, tmp_path_factory: pytest.TempPathFa
     return answer
 
 
-@pytest.mark.parametrize(("task", "dataset", "column"), [("sentiment", "films", "label"), ("intent", "orders", "intent")])
+@pytest.mark.parametrize(
+    ("task", "dataset", "column"), [("sentiment", "films", "label"), ("intent", "orders", "intent")]
+)
 def test_classification_equals_scikit_learn(
     scores: dict[str, Any], answered: Answered, task: str, dataset: str, column: str
 ) -> None:
@@ -52,7 +54,10 @@ def test_classification_equals_scikit_learn(
     assert scores[task] == pytest.approx(
         {
             "accuracy": accuracy_score(wanted, found),
-            **{f"f1_{kind}": f1_score(wanted, found, average=kind, zero_division=0.0) for kind in ("macro", "micro", "weighted")},
+            **{
+                f"f1_{kind}": f1_score(wanted, found, average=kind, zero_division=0.0)
+                for kind in ("macro", "micro", "weighted")
+            },
             "mcc": matthews_corrcoef(wanted, found),
         },
         abs=1e-9,
@@ -64,7 +69,11 @@ def test_spans_equal_seqeval(scores: dict[str, Any], answered: Answered) -> None
     wanted, found = [row["slots"] for row in rows], [row["predictions"]["slots"]["tags"] for row in rows]
     assert scores["slots"]["f1"] > 0.2
     assert scores["slots"] == pytest.approx(
-        {"precision": span_precision(wanted, found), "recall": span_recall(wanted, found), "f1": span_f1(wanted, found)},
+        {
+            "precision": span_precision(wanted, found),
+            "recall": span_recall(wanted, found),
+            "f1": span_f1(wanted, found),
+        },
         abs=1e-9,
     )
 
@@ -145,7 +154,9 @@ def test_the_table_shows_every_task_with_intervals(trained: Path, recipe: Path, 
     assert f"{scores['slots']['f1']:.4f}" in table
 
 
-def test_mistakes_are_written_with_confusions(trained: Path, recipe: Path, scores: dict[str, Any], tmp_path: Path) -> None:
+def test_mistakes_are_written_with_confusions(
+    trained: Path, recipe: Path, scores: dict[str, Any], tmp_path: Path
+) -> None:
     target = tmp_path / "errors.json"
     call("evaluate", trained, recipe, "--errors", target, "--json")
     found = json.loads(target.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from calling import Called, call, call_process
 
 Rows = list[dict[str, Any]]
 
-TEXTS = ["the film was great", "", "a dull story, with \"old\" songs", "好电影 🎬 bad", "fly to new york"]
+TEXTS = ["the film was great", "", 'a dull story, with "old" songs', "好电影 🎬 bad", "fly to new york"]
 TASKS = ["sentiment", "intent", "slots", "grammar", "similarity", "moods"]
 
 
@@ -189,7 +189,9 @@ def test_predicting_its_own_output_again_replaces_the_answers(trained: Path, tmp
     first, _ = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "a.jsonl")
     again, _ = predict_file(trained, tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert again == first
-    write_jsonl(tmp_path / "c.jsonl", [{"predictions": {"sentiment": "stale"}, "id": 2}, {"text": "good", "error": "x"}])
+    write_jsonl(
+        tmp_path / "c.jsonl", [{"predictions": {"sentiment": "stale"}, "id": 2}, {"text": "good", "error": "x"}]
+    )
     found, _ = predict_file(trained, tmp_path / "c.jsonl", tmp_path / "d.jsonl")
     assert "predictions" not in found[0]
     assert "error" not in found[1]
@@ -225,7 +227,8 @@ def test_lines_of_standard_input_are_texts_or_json(trained: Path, answers: list[
     done = call("predict", trained, stdin="\n".join(lines).encode())
     found = [json.loads(line) for line in done.out.splitlines()]
     assert [row.get("text") for row in found] == [
-        "the film was great", "fly to new york", "the film was great", "[sic] 5 stars", '"the film" said nobody', None, "7",
+        "the film was great", "fly to new york", "the film was great", "[sic] 5 stars",
+        '"the film" said nobody', None, "7",
     ]  # fmt: skip
     assert close(found[0]["predictions"], answers[0])
     assert close(found[2]["predictions"], answers[0])

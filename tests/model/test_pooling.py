@@ -144,6 +144,14 @@ def test_attention_reads_no_gradient_from_padding() -> None:
     assert (states.grad[mask == 1] != 0).any()
 
 
+def test_a_row_of_padding_alone_has_no_attention() -> None:
+    states, mask = batch("right")
+    mask[2] = 0
+    pooled, weights = attention_pooling()(states, mask)
+    assert (weights[2] == 0).all()
+    assert (pooled[2] == 0).all()
+
+
 def test_large_scores_do_not_overflow() -> None:
     states, mask = batch("right")
     pooling = attention_pooling()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import build, load, write_encoder, write_recipe
+from tiny import build, tiny_data, tiny_folder, tiny_recipe  # noqa: F401 (fixtures)
 
 from hf_mtl.data.preparation import RecipeData
 from hf_mtl.model.modeling import MultiTaskModel
@@ -15,28 +15,8 @@ from hf_mtl.training.arguments import MultiTaskTrainingArguments
 from hf_mtl.training.trainer import MultiTaskTrainer
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the encoder (`encoder`, and `plain` without dropout) and the datasets' files."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_encoder(folder / "encoder")
-    write_encoder(folder / "plain", dropout=0.0)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_recipe(tiny_folder: Path) -> dict[str, Any]:
-    return write_recipe(tiny_folder, tiny_folder / "encoder")
-
-
-@pytest.fixture(scope="session")
-def tiny_data(tiny_folder: Path, tiny_recipe: dict[str, Any]) -> RecipeData:
-    """Four datasets, six tasks: sentiment, intent and slots and grammar (with missing labels), similarity, moods."""
-    return load(tiny_folder, tiny_recipe)
-
-
 @pytest.fixture
-def trainer_for(tiny_data: RecipeData, tmp_path: Path) -> Callable[..., MultiTaskTrainer]:
+def trainer_for(tiny_data: RecipeData, tmp_path: Path) -> Callable[..., MultiTaskTrainer]:  # noqa: F811
     """Makes a trainer on the tiny data from training arguments, or `model`, `folder`, `data` and `callbacks`."""
 
     def make(

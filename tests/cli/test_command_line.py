@@ -1,0 +1,86 @@
+"""The command line as a whole: help, quick and light, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from calling import call, call_process
+
+import hf_mtl.cli as command_line
+from hf_mtl.errors import DataError
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "accelerate", "pyarrow", "sklearn", "huggingface_hub")
+COMMANDS = ("train", "evaluate", "predict", "info", "check", "init", "demo")
+
+
+def test_python_m_hf_mtl_is_the_command_line() -> None:
+    done = call_process("--help")
+    assert done.code == 0
+    assert all(command in done.out for command in COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, json\nfrom hf_mtl.cli import main\n"
+        "for command in ([], ['train']):\n"
+        "    try:\n        main([*command, '--help'])\n    except SystemExit as stop:\n        assert not stop.code\n"
+        f"print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_command_explains_itself(command: str, option: str) -> None:
+    assert "Usage: hf-mtl" in call(command, option).out
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    done = call("evaluate", "only-a-model", fails=True)
+    assert done.code == 2
+    assert "Missing argument" in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            DataError("two\nlines,\ta tab, \x1b[31mred\x00", where="a.csv"),
+            "error: a.csv: two lines, a tab, \\x1b[31mred\\x00\n",
+        ),
+        (PermissionError(13, "Permission denied", "/some/file"), "error: /some/file: Permission denied\n"),
+        (OSError("no reason"), "error: no reason\n"),
+        (DataError("lone \ud800"), "error: lone \\ud800\n"),
+    ],
+)
+def test_an_error_is_one_readable_line(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(command_line, "app", app)
+    done = call(fails=True)
+    assert (done.code, done.err) == (1, line)
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command_line, "app", app)
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with pytest.raises(SystemExit):
+        command_line.main([])
+    assert stderr.closed
