@@ -26,12 +26,16 @@ def check(
     from hf_mtl.cli._terminal import out, quiet_libraries
     from hf_mtl.data.preparation import load_recipe
     from hf_mtl.data.recipe import read_recipe
+    from hf_mtl.errors import RecipeError
     from hf_mtl.training.arguments import training_arguments
     from hf_mtl.writing import to_json
 
     quiet_libraries()
     read = read_recipe(recipe)
-    arguments = training_arguments("unused", read.training)
+    try:
+        arguments = training_arguments("unused", read.training)
+    except RecipeError as error:
+        raise error.at(str(recipe)) from error.__cause__
     report = describe(load_recipe(read, seed=arguments.seed))
     if as_json:
         typer.echo(to_json(report, indent=2))

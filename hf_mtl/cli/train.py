@@ -27,7 +27,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model and checkpoints there.")] = False,
 ) -> None:
     """Train one model on all tasks of a recipe; takes any training argument: --num-train-epochs 3 --bf16 true ..."""
-    from hf_mtl.errors import SpecError
+    from hf_mtl.errors import RecipeError, SpecError
 
     if str(recipe).startswith("-"):
         raise SpecError(f"{str(recipe)!r} stands before the recipe", mend="write the recipe first, then options")
@@ -40,7 +40,11 @@ def train(
 
     quiet_libraries()
     read = read_recipe(recipe, training=overrides)
-    run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[progress_callback()])
+    try:
+        run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[progress_callback()])
+    except RecipeError as error:  # of the training arguments: everything else in the recipe is checked
+        given_here = any(name in error.problem for name in overrides)
+        raise error if given_here else error.at(str(recipe)) from error.__cause__
     if run.was_finished:
         err().print(f"the run in {output_dir} is finished: nothing to do")
     elif run.test is not None:

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig
 
 from hf_mtl.configuration import MultiTaskConfig
+from hf_mtl.data.formats import shorten
 from hf_mtl.data.preparation import load_tokenizer
 from hf_mtl.errors import HfMtlError, ModelError, SpecError, one_of
-from hf_mtl.model.encoders.base import load_encoder_config
+from hf_mtl.model.encoders.base import encoder_not_found
 from hf_mtl.model.modeling import MultiTaskModel
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16,
           "fp16": torch.float16, "float16": torch.float16}  # fmt: skip
+
+MEND = "train it again, or fetch it anew"
 
 
 def load_model(
@@ -44,35 +48,54 @@ def load_model(
     place = _device(device)
     name = str(name_or_path)
     where = f"model {name!r}"
+    _check_config(name, where, **hub_kwargs)
     try:
-        config = load_encoder_config(name, **hub_kwargs)
-    except ModelError as error:
-        raise ModelError(error.problem, where=where, mend=error.mend) from error.__cause__
-    except (StrictDataclassError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"its config.json cannot be used ({_reason(error)})", where=where, mend="train it again, or fetch it anew"
-        ) from error
-    if not isinstance(config, MultiTaskConfig):
-        raise ModelError(
-            f"its configuration is of type {config.model_type!r}, not 'hf_mtl'",
-            where=where,
-            mend="name a model trained with hf-mtl train",
+        model, info = MultiTaskModel.from_pretrained(
+            name,
+            dtype=DTYPES[dtype] if dtype is not None else "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below, where transformers would print a table
+            **hub_kwargs,
         )
-    try:
-        weights = DTYPES[dtype] if dtype is not None else "auto"
-        model, info = MultiTaskModel.from_pretrained(name, dtype=weights, output_loading_info=True, **hub_kwargs)
     except HfMtlError as error:
         raise error.at(where) from error.__cause__
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"its weights cannot be loaded ({_reason(error)})", where=where, mend=MEND) from error
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    for keys, problem in (
+        (mismatched, "have another shape than config.json says"),
+        (info["missing_keys"], "are missing"),
+    ):
+        if keys:
+            raise ModelError(f"{len(keys)} weights {problem}, {min(keys)!r} among them", where=where, mend=MEND)
+    try:
+        tokenizer = load_tokenizer(name, **hub_kwargs)
+    except ModelError as error:
+        raise ModelError(error.problem, where=where, mend=error.mend) from error.__cause__
+    return model.to(place).eval(), tokenizer
+
+
+def _check_config(name: str, where: str, **hub_kwargs: Any) -> None:
+    """Check that there is a model of this package, before its weights are looked at."""
+    try:
+        config = AutoConfig.from_pretrained(name, **hub_kwargs)
+    except HfMtlError as error:
+        raise error.at(where) from error.__cause__
+    except (OSError, ValueError, StrictDataclassError, KeyError, TypeError, AttributeError) as error:
+        if not Path(name).is_dir():
+            found = encoder_not_found(name, error)
+            raise ModelError(found.problem, where=where, mend=found.mend) from error
+        if not Path(name, "config.json").is_file():
+            raise ModelError(
+                "the folder has no config.json", where=where, mend="name a folder that holds a model"
+            ) from error
+        raise ModelError(f"its config.json cannot be used ({_reason(error)})", where=where, mend=MEND) from error
+    if not isinstance(config, MultiTaskConfig):
         raise ModelError(
-            f"its weights cannot be loaded ({_reason(error)})", where=where, mend="train it again, or fetch it anew"
-        ) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ModelError(
-            f"{len(missing)} weights are missing, {missing[0]!r} among them", where=where, mend="fetch the model anew"
+            f"its configuration is of type {config.model_type!r}, not {MultiTaskConfig.model_type!r}",
+            where=where,
+            mend="name a model trained with hf-mtl train",
         )
-    return model.to(place).eval(), load_tokenizer(name, **hub_kwargs)
 
 
 def _device(name: str | None) -> torch.device:
@@ -87,4 +110,4 @@ def _device(name: str | None) -> torch.device:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+    return shorten(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 200)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
@@ -129,7 +129,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
         SAMPLERS.check(self.sampling)
         self._check_values()
         self._check_best_model()
-        if self.greater_is_better is None and self.metric_for_best_model is not None:
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "average"  # transformers' choice, the loss of all, is none of ours
+        if self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         if not torch.accelerator.is_available():
             # Else transformers 5.23 refuses bf16, and accelerate 1.15 lets every process of torchrun train by itself.
@@ -148,6 +150,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
             # DataParallel would cut the row numbers of a batch to pieces along with its rows.
             logger.warning("One of %d GPUs is used; start with torchrun or accelerate launch to use all", self.n_gpu)
             self._n_gpu = 1
+        if _plain(self.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy"):
+            # These follow metric_for_best_model, and would take less for better.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}
         self._check_reports()
 
     def _check_values(self) -> None:

@@ -163,6 +163,8 @@ def together(world: int, model: MultiTaskModel, data: RecipeData) -> list[Scores
             shared[rank] = own
             barrier.wait()
             joined = [value for values in shared for value in values]
+            rows = [value[0] for value in joined if isinstance(value, tuple)]
+            assert len(set(rows)) == len(rows)  # no row is answered twice
             barrier.wait()
             return joined
 

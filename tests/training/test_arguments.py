@@ -206,7 +206,27 @@ def test_the_best_is_the_least_of_losses_and_errors(metric: str, greater: bool) 
     assert read({"metric_for_best_model": metric, "greater_is_better": not greater}).greater_is_better is not greater
 
 
+def test_without_a_metric_the_best_is_the_best_average() -> None:
+    arguments = read({"metric_for_best_model": None})
+    assert arguments.metric_for_best_model == "average"
+    assert arguments.greater_is_better
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_schedules_that_follow_a_metric_know_which_way_is_up(name: str) -> None:
+    assert read({"lr_scheduler_type": name}).lr_scheduler_kwargs == {"mode": "max"}
+    assert read({"lr_scheduler_type": name, "metric_for_best_model": "a_loss"}).lr_scheduler_kwargs == {"mode": "min"}
+    given = {"lr_scheduler_type": name, "lr_scheduler_kwargs": {"mode": "min", "patience": 2}}
+    assert read(given).lr_scheduler_kwargs == {"mode": "min", "patience": 2}
+    assert read({"lr_scheduler_type": "linear"}).lr_scheduler_kwargs is None
+
+
 # ---------------------------------------------------------------------- machines
+
+
+def test_a_process_may_lack_the_rows_of_a_task() -> None:
+    assert read({"activation_checkpointing": True}).ddp_find_unused_parameters is True
+    assert read({"ddp_find_unused_parameters": False}).ddp_find_unused_parameters is False
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without an accelerator")

@@ -155,6 +155,13 @@ def test_bf16_trains_on_a_cpu(trainer_for: Make) -> None:
     assert math.isfinite(evaluations(trainer)[-1]["eval_average"])
 
 
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy", "cosine"])
+def test_schedules_run(schedule: str, trainer_for: Make) -> None:
+    trainer = trainer_for(num_train_epochs=2, lr_scheduler_type=schedule, logging_steps=1)
+    trainer.train()
+    assert all(log["learning_rate"] >= 0 for log in trainer.state.log_history if "learning_rate" in log)
+
+
 @pytest.mark.parametrize("options", [{"activation_checkpointing": True}, {"auto_find_batch_size": True}])
 def test_other_ways_to_train(options: dict[str, Any], trainer_for: Make, tmp_path: Path) -> None:
     """They give the same weights: they change how much memory training takes, no more."""

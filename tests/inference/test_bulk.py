@@ -1,0 +1,281 @@
+"""Prediction over many rows: the order of the input, bounded memory, and a file that is whole or untouched."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_mtl.errors import DataError, OutputError, SpecError
+from hf_mtl.inference import bulk, parquet
+from hf_mtl.inference.bulk import Columns, Throughput, predict_file, predict_rows
+from hf_mtl.inference.files import write_rows
+from hf_mtl.inference.parquet import write_parquet
+from hf_mtl.model.modeling import MultiTaskModel
+
+Rows = list[dict[str, Any]]
+Predict = Callable[..., Any]
+
+
+@pytest.fixture
+def predict(model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase) -> Predict:
+    """`predict_rows` with the model, as a list unless told otherwise."""
+
+    def run(rows: Any, *, lazy: bool = False, **options: Any) -> Any:
+        answers = predict_rows(model, tokenizer, rows, **options)
+        return answers if lazy else list(answers)
+
+    return run
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(parquet, "CHUNK_ROWS", 3)
+
+
+def rows_of_random_lengths(count: int) -> Rows:
+    chance = random.Random(5)
+    words = ["good", "film", "rome", "the", "music"]
+    return [{"id": number, "text": " ".join(chance.choices(words, k=chance.randint(0, 30)))} for number in range(count)]
+
+
+def close(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(close(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(close, found, wanted))
+    return found == pytest.approx(wanted, abs=1e-5)
+
+
+def written(rows: Rows, path: Path) -> Rows:
+    write_parquet(rows, path)
+    return pq.read_table(path).to_pylist()
+
+
+def test_order_is_kept_whatever_the_lengths(predict: Predict) -> None:
+    rows = rows_of_random_lengths(150)
+    found = predict(rows, batch_size=16)
+    assert [(row["id"], row["text"]) for row in found] == [(row["id"], row["text"]) for row in rows]
+    alone = predict([rows[77]])[0]
+    assert close(found[77], alone)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
+def test_chunks_change_no_answer(predict: Predict, chunk_rows: int) -> None:
+    rows = rows_of_random_lengths(40)
+    assert close(predict(rows, chunk_rows=chunk_rows), predict(rows))
+
+
+def test_rows_are_read_as_answers_are_taken(predict: Predict) -> None:
+    read: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(100):
+            read.append(number)
+            yield {"text": f"good {number}"}
+
+    answers = predict(rows(), lazy=True, chunk_rows=10, tasks=["intent"])
+    assert read == []
+    next(answers)
+    assert len(read) == 10
+    for _ in range(10):
+        next(answers)
+    assert len(read) == 20
+
+
+def test_the_rows_handed_in_stay_as_they_are(predict: Predict) -> None:
+    rows = [{"text": "good"}, {"text": 5}]
+    predict(rows)
+    assert rows == [{"text": "good"}, {"text": 5}]
+
+
+def test_columns_choose_what_is_read(predict: Predict) -> None:
+    row = {"a": "good film", "b": "the music", "words": ["fly", "to"], "text": "bad"}
+    by_name = predict([row], columns=Columns(text="a", text_pair="b"))[0]["predictions"]
+    assert close(by_name, predict([{"text": "good film", "text_pair": "the music"}])[0]["predictions"])
+    tokens = predict([row, {"text": "x"}], columns=Columns(text=None, tokens="words"))
+    assert len(tokens[0]["predictions"]["slots"]["tags"]) == 2
+    assert tokens[1]["error"].startswith("the row has no 'words'")
+
+
+def test_an_unknown_task_is_an_error_before_any_row_is_read(predict: Predict) -> None:
+    with pytest.raises(SpecError, match="no task 'mood'"):
+        predict([{"text": "a"}], tasks=["mood"])
+
+
+def test_lone_surrogates_are_answered_and_written(predict: Predict, tmp_path: Path) -> None:
+    found = predict([{"text": "good \ud800 film", "tags": ["\udfff"]}])
+    assert found[0]["text"] == "good \ud800 film"
+    write_rows(found, tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "good \ud800 film"
+    assert written(found, tmp_path / "out.parquet")[0]["text"] == "good \ufffd film"
+
+
+# ---------------------------------------------------------------------- parquet
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"a": 1}, {"b": "x"}],
+        [{"a": None}] * 4 + [{"a": "text"}],
+        [{"a": []}] * 4 + [{"a": [{"x": 1, "y": None}]}],
+        [{"a": {"x": 1}}] * 4 + [{"a": {"x": None, "y": "z"}}],
+        [{"a": {"spans": []}}] * 3 + [{"a": {"spans": [{"label": "l", "end": 3}]}}, {"a": None}],
+        [{"a": 1}] * 4 + [{"a": 2.5}],
+        [{"a": "上海 🎬", "b": True}],
+        [{"a": datetime.datetime(2024, 5, 6)}, {"a": None}],
+        [{"text": "x", "error": "why"}] + [{"text": "x", "predictions": {"t": {"value": 1.0}}}] * 4,
+    ],
+)
+def test_chunks_of_different_fields_share_a_schema(rows: Rows, tmp_path: Path, small_chunks: None) -> None:
+    def filled(value: Any, like: Any) -> Any:
+        """Add what parquet adds: the fields that other rows have, as None."""
+        if isinstance(like, dict):
+            return None if value is None else {key: filled(value.get(key), like[key]) for key in like}
+        return value
+
+    names = {name: None for row in rows for name in row}
+    found = written(rows, tmp_path / "out.parquet")
+    assert len(found) == len(rows)
+    for got, row in zip(found, rows, strict=True):
+        assert list(got) == list(names)
+        for name in names:
+            assert filled(row.get(name), got[name]) == got[name]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, "a", None],
+        [1, 2, 3, 4, "late", "later"],
+        ["a", "b", "c", {"x": 1}],
+        [1, "a", 2, 3, 4, 5],
+        [[1], "x"],
+        [True, 1],
+        [2**70, 1],
+        [{"x": 1}, {"x": "y"}],
+        [{}, {}],
+        [{}, {}, {}, {"x": 1}],
+        [[{}]],
+    ],
+)
+def test_values_of_several_types_are_json_text(values: list[Any], tmp_path: Path, small_chunks: None) -> None:
+    found = written([{"id": number, "a": value} for number, value in enumerate(values)], tmp_path / "out.parquet")
+    assert [row["id"] for row in found] == list(range(len(values)))
+    assert [None if row["a"] is None else json.loads(row["a"]) for row in found] == values
+
+
+def test_rows_without_fields_keep_their_number(tmp_path: Path) -> None:
+    assert written([{"a": 1}, {}, {"a": 2}], tmp_path / "out.parquet") == [{"a": 1}, {"a": None}, {"a": 2}]
+
+
+def test_no_rows_give_a_file_without_rows(tmp_path: Path) -> None:
+    assert written([], tmp_path / "out.parquet") == []
+
+
+def test_parts_are_removed(tmp_path: Path, small_chunks: None) -> None:
+    write_parquet([{"a": number} for number in range(10)], tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_only_some_rows_are_kept_in_memory(tmp_path: Path, small_chunks: None) -> None:
+    parts: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(9):
+            parts.append(len(list(tmp_path.glob("*.arrow")) + list(tmp_path.glob(".*.arrow"))))
+            yield {"a": number}
+
+    write_parquet(rows(), tmp_path / "out.parquet")
+    assert max(parts) == 2
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_parquet_equals_jsonl(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, small_chunks: None
+) -> None:
+    rows: Rows = [*rows_of_random_lengths(7), {"tokens": ["fly", "to"]}, {"text": 5}, {"id": "x", "text": ""}]
+    write_rows(rows, tmp_path / "in.jsonl")
+    for ending in ("jsonl", "parquet"):
+        done = predict_file(model, tokenizer, tmp_path / "in.jsonl", tmp_path / f"out.{ending}")
+        assert (done.rows, done.errors) == (10, 1)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["error"] for row in table] == [row.get("error") for row in lines]
+    for ours, theirs in zip(table, lines, strict=True):
+        if "predictions" in theirs:
+            assert close(ours["predictions"]["similarity"], theirs["predictions"]["similarity"])
+            assert close(ours["predictions"]["grammar"]["spans"], theirs["predictions"]["grammar"]["spans"])
+    # The output of one is an input of the other.
+    again = predict_file(model, tokenizer, tmp_path / "out.parquet", tmp_path / "again.jsonl", tasks=["intent"])
+    assert (again.rows, again.errors) == (10, 3)
+
+
+def test_throughput_counts_rows_errors_and_seconds(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    write_rows([{"text": "good"}, {"id": 1}, {"text": 5}], tmp_path / "in.jsonl")
+    shown: list[int] = []
+    done = predict_file(model, tokenizer, tmp_path / "in.jsonl", tmp_path / "out.jsonl", on_rows=shown.append)
+    assert shown == [3]
+    assert (done.rows, done.errors) == (3, 2)
+    assert done.first_error is not None
+    assert "neither" in done.first_error
+    assert done.to_dict() == {
+        "rows": 3, "errors": 2, "seconds": done.seconds, "rows_per_second": pytest.approx(3 / done.seconds),
+    }  # fmt: skip
+
+
+def test_no_time_at_all_is_no_division_by_zero() -> None:
+    assert Throughput(rows=0, errors=0, seconds=0.0).rows_per_second == 0.0
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "out.parquet"])
+def test_a_failure_half_way_leaves_the_output_as_it_was(
+    model: MultiTaskModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    small_chunks: None,
+) -> None:
+    source = tmp_path / "in.jsonl"
+    write_rows([{"text": f"good {number}"} for number in range(10)], source)
+    (tmp_path / target).write_text("before")
+    calls: list[int] = []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return [{} for _ in args[2]]
+
+    monkeypatch.setattr(bulk, "answer", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predict_file(model, tokenizer, source, tmp_path / target)
+    assert (tmp_path / target).read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", target])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "error"),
+    [("missing.csv", "out.jsonl", DataError), ("in.xml", "out.jsonl", DataError), ("in.jsonl", "out.csv", OutputError)],
+)
+def test_files_are_checked_before_anything_is_read(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, source: str, target: str, error: type
+) -> None:
+    for name in ("in.xml", "in.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(error):
+        predict_file(model, tokenizer, tmp_path / source, tmp_path / target)
