@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_mtl.configuration import MultiTaskConfig
@@ -11,7 +11,7 @@ from hf_mtl.model.modeling import MultiTaskModel
 
 PIPELINE_TASK = "multi-task"
 
-AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
+# The configuration registers itself where it is defined.
 AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
 if PIPELINE_TASK not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, MultiTaskPipeline, pt_model=AutoModel, type="text")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hf_mtl.cli._terminal import quiet_libraries, score_table
-from hf_mtl.cli.predict import answer_table
+from hf_mtl.cli._terminal import answer_table, quiet_libraries, score_table
 from hf_mtl.data.preparation import load_recipe
 from hf_mtl.evaluation.scoring import score
 from hf_mtl.inference.bulk import predict_rows
@@ -31,7 +30,7 @@ def main() -> None:
     console.print(score_table(score(model, tokenizer, data.test), title="test split"))
     console.print(f'\n[bold]$[/] hf-mtl predict runs/demo/model --text "{options.text}"')
     row = next(predict_rows(model, tokenizer, [{"text": options.text}]))
-    console.print(answer_table(row["predictions"]))
+    console.print(answer_table(model.specs, row["predictions"]))
     console.save_svg(str(options.output), title="hf-mtl")
 
 

@@ -25,6 +25,7 @@ TIERS = (
     ("auto",),  # imported for what it registers, by `__init__` and what stands after it
     ("demo",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
 # It offers the names of all rooms, and imports one only when a name of it is asked for.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 PIPED_WIDTH = 160
 """Columns of a table where no terminal says how wide it is."""
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from hf_mtl.configuration import TaskSpec
     from hf_mtl.evaluation.scoring import Scores
 
 
@@ -82,6 +83,25 @@ def progress(description: str, unit: str) -> Generator[Callable[[int, int | None
     with Progress(*columns, TimeElapsedColumn(), console=err(), transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total=None: bar.update(task, completed=done, total=total)
+
+
+def answer_table(specs: Sequence[TaskSpec], answers: Mapping[str, dict[str, Any]]) -> Table:
+    """Lay out the answers of one text, a line or more per task."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from hf_mtl.registry import HEADS
+
+    table = Table()
+    table.add_column("task")
+    table.add_column("answer", style="bold", overflow="fold")
+    table.add_column("score", justify="right")
+    for spec in specs:
+        lines = HEADS.get(spec.type).summary(spec, answers[spec.name]) if spec.name in answers else []
+        for place, (text, score) in enumerate(lines):
+            shown = "" if score is None else f"{score:.3f}"
+            table.add_row(spec.name if place == 0 else "", Text(text), shown)
+    return table
 
 
 def score_table(scores: Scores, *, title: str, intervals: bool = True) -> Table:

@@ -19,9 +19,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of sampling and training.")] = 0,
 ) -> None:
     """Train sentiment, intent and slots together in a few minutes, and show what the model says."""
-    from hf_mtl.cli._terminal import err, out, quiet_libraries, score_table
-    from hf_mtl.cli.predict import answer_table
-    from hf_mtl.cli.train import progress_callback
+    from hf_mtl.cli._terminal import answer_table, err, out, quiet_libraries, score_table
+    from hf_mtl.cli._training_progress import TrainingProgress
     from hf_mtl.data.recipe import read_recipe
     from hf_mtl.demo import example_sentences, write_demo_data
     from hf_mtl.inference.bulk import predict_rows
@@ -33,13 +32,13 @@ def demo(
     err().print("writing the data: film reviews, and home commands drawn from their grammar")
     recipe = write_demo_data(output_dir / "data", language=language, seed=seed)
     err().print(f"training on it: hf-mtl train {recipe} --output-dir {output_dir / 'model'}")
-    run = run_training(read_recipe(recipe), output_dir / "model", overwrite=True, callbacks=[progress_callback()])
+    run = run_training(read_recipe(recipe), output_dir / "model", overwrite=True, callbacks=[TrainingProgress()])
     if run.test is not None:
         out().print(score_table(run.test, title="test split"))
     model, tokenizer = load_model(run.output_dir)
     rows = predict_rows(model, tokenizer, [{"text": sentence} for sentence in examples])
     for row in rows:
         out().print(f"\n{row['text']}")
-        out().print(answer_table(row["predictions"]))
+        out().print(answer_table(model.specs, row["predictions"]))
     out().print(f"\nmodel: {run.output_dir}")
     out().print(f'try it: hf-mtl predict {run.output_dir} --text "..."')

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -90,14 +87,14 @@ def predict(
 
 
 def _answer_text(model: Any, tokenizer: Any, text: str, text_pair: str | None, tasks: list[str]) -> None:
-    from hf_mtl.cli._terminal import out
+    from hf_mtl.cli._terminal import answer_table, out
     from hf_mtl.inference.bulk import predict_rows
     from hf_mtl.writing import to_json
 
     row = {"text": text, "text_pair": text_pair} if text_pair is not None else {"text": text}
     answers = next(predict_rows(model, tokenizer, [row], tasks=tasks))["predictions"]
     if sys.stdout.isatty():
-        out().print(answer_table(answers))
+        out().print(answer_table(model.specs, answers))
     else:
         typer.echo(to_json(answers, indent=2))
 
@@ -112,29 +109,3 @@ def _answer_stdin(model: Any, tokenizer: Any, tasks: list[str], columns: Any, ba
         model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size, chunk_rows=batch_size
     ):
         typer.echo(to_json(row))
-
-
-def answer_table(answers: dict[str, dict[str, Any]]) -> Table:
-    """Lay out the answers of one text, a line per task."""
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("task")
-    table.add_column("answer", style="bold")
-    table.add_column("score", justify="right")
-    for task, answer in answers.items():
-        for place, (value, score) in enumerate(_lines(answer)):
-            table.add_row(task if place == 0 else "", value, score)
-    return table
-
-
-def _lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
-    """Read an answer by its keys, which say what kind of answer it is."""
-    if "label" in answer:
-        return [(answer["label"], f"{answer['score']:.3f}")]
-    if "labels" in answer:
-        return [(label, f"{answer['scores'][label]:.3f}") for label in answer["labels"]] or [("(none)", "")]
-    if "spans" in answer:
-        spans = [(f"{span['label']}: {span['text']}", f"{span['score']:.3f}") for span in answer["spans"]]
-        return spans or [("(none)", "")]
-    return [(f"{answer['value']:.3f}", "")]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -35,13 +31,14 @@ def train(
     if resume and overwrite:
         raise SpecError("--resume and --overwrite are both given", mend="give one of them")
     from hf_mtl.cli._terminal import err, out, quiet_libraries, score_table
+    from hf_mtl.cli._training_progress import TrainingProgress
     from hf_mtl.data.recipe import read_recipe
     from hf_mtl.training.run import run_training
 
     quiet_libraries()
     read = read_recipe(recipe, training=overrides)
     try:
-        run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[progress_callback()])
+        run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[TrainingProgress()])
     except RecipeError as error:  # of the training arguments: everything else in the recipe is checked
         given_here = any(name in error.problem for name in overrides)
         raise error if given_here else error.at(str(recipe)) from error.__cause__
@@ -82,64 +79,3 @@ def training_options(arguments: list[str]) -> dict[str, Any]:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         options[name.replace("-", "_")] = parse_scalar(value)
     return options
-
-
-def progress_callback() -> TrainerCallback:
-    """Return a callback that shows a progress bar on a terminal, and a line per evaluation everywhere."""
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-    from hf_mtl.cli._terminal import err
-
-    class Progress(TrainerCallback):
-        def __init__(self) -> None:
-            self.bar: Any = None
-            self.task: Any = None
-
-        def on_train_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-        ) -> None:
-            if not state.is_world_process_zero or not sys.stderr.isatty():
-                return
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=err())
-            self.task = self.bar.add_task("Training", total=state.max_steps, completed=state.global_step)
-            self.bar.start()
-
-        def on_step_end(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-        ) -> None:
-            if self.bar is not None:
-                self.bar.update(self.task, completed=state.global_step)
-
-        def on_log(
-            self,
-            args: TrainingArguments,
-            state: TrainerState,
-            control: TrainerControl,
-            logs: dict[str, float] | None = None,
-            **kwargs: Any,
-        ) -> None:
-            if self.bar is not None and logs and "loss" in logs:
-                self.bar.update(self.task, description=f"Training, loss {logs['loss']:.3f}")
-
-        def on_evaluate(
-            self,
-            args: TrainingArguments,
-            state: TrainerState,
-            control: TrainerControl,
-            metrics: dict[str, float] | None = None,
-            **kwargs: Any,
-        ) -> None:
-            if state.is_world_process_zero and metrics:
-                console = self.bar.console if self.bar is not None else err()
-                console.print(f"epoch {state.epoch or 0:.2f}: validation average {metrics['eval_average']:.4f}")
-
-        def on_train_end(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-        ) -> None:
-            if self.bar is not None:
-                self.bar.stop()
-
-    return Progress()

@@ -204,6 +204,7 @@ def _encode_into(
     encoded: Encoded, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], indices: Sequence[int]
 ) -> None:
     chosen = [rows[index] for index in indices]
+    texts = [_encodable(row.text) for row in chosen]
     pairs = [_encodable(row.text_pair) for row in chosen if row.text_pair is not None] or None
     with_words = any(row.word_spans is not None for row in chosen)
     if with_words and not tokenizer.is_fast:
@@ -211,8 +212,10 @@ def _encode_into(
             f"{type(tokenizer).__name__} gives no character offsets, which tagging needs",
             mend="use an encoder that has a fast tokenizer",
         )
+    if pairs is not None and tokenizer.is_fast and tokenizer.truncation_side == "right":
+        _shorten_pairs(tokenizer, texts, pairs)
     batch = tokenizer(
-        [_encodable(row.text) for row in chosen],
+        texts,
         pairs,
         truncation=True,
         padding=False,
@@ -231,6 +234,34 @@ def _encode_into(
             offsets = np.array(batch["offset_mapping"][place], dtype=np.int64).reshape(-1, 2)
             in_text = np.array([number == 0 for number in batch.sequence_ids(place)], dtype=bool)
             encoded.first_tokens[index] = find_words(spans, offsets, in_text)
+
+
+def _shorten_pairs(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str]) -> None:
+    """Cut long pairs, in place, to little more than the tokens that are kept of them.
+
+    Tokenizers keep what they cut off of a pair: each part of one text with each part of the other, which takes
+    gigabytes for two texts of 20,000 tokens.
+    """
+    limit = tokenizer.model_max_length
+    long = [index for index, text in enumerate(texts) if len(text) + len(pairs[index]) > 4 * limit]
+    if not long:
+        return
+    options: Any = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    ends = [
+        [
+            [end for _, end in offsets]
+            for offsets in tokenizer([side[index] for index in long], **options)["offset_mapping"]
+        ]
+        for side in (texts, pairs)
+    ]
+    for place, index in enumerate(long):
+        counts = [len(side[place]) for side in ends]
+        for side, own, count, other in zip((texts, pairs), ends, counts, reversed(counts), strict=True):
+            # The longer text is cut first, so none loses tokens while it has less than half. Some more than are kept,
+            # for the last of them may be others where the text ends.
+            kept = max(limit - other, limit // 2 + 1) + 16
+            if count > kept:
+                side[index] = side[index][: own[place][kept - 1]]
 
 
 def _encodable(text: str) -> str:

@@ -41,8 +41,6 @@ def load_model(
         ModelError: there is no model of this package, or its weights do not fit its configuration.
         SpecError: the device or dtype is not one that exists.
     """
-    import hf_mtl.auto  # noqa: F401  # pyright: ignore[reportUnusedImport] (the configuration must be known by name)
-
     if dtype is not None and dtype not in DTYPES:
         raise SpecError(f"dtype is {dtype!r}", mend=f"use one of {one_of(DTYPES)}")
     place = _device(device)

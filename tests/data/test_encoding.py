@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import unicodedata
 from collections.abc import Callable
@@ -484,3 +485,23 @@ def test_a_length_beyond_the_encoder_is_refused(asked: int, mend: str) -> None:
     assert made.model_max_length == 64
     with pytest.raises(SpecError, match="use 8 or more"):
         set_max_length(made, T5Config(), 7)
+
+
+@pytest.mark.parametrize("lengths", [(400, 400), (400, 3), (3, 400), (60, 400), (400, 60), (40, 30)])
+def test_long_pairs_are_cut_as_the_tokenizer_cuts_them(bert: PreTrainedTokenizerBase, lengths: tuple[int, int]) -> None:
+    bert = copy.deepcopy(bert)
+    bert.model_max_length = 64
+    text, other = (" ".join(f"word{n} unbelievable" for n in range(length)) for length in lengths)
+    encoded = encode(bert, [Inputs.of(text, other, split_words=True)])
+    plain = bert(text, other, truncation=True, max_length=64)
+    assert encoded.input_ids == [plain["input_ids"]]
+    assert encoded.token_type_ids == [plain["token_type_ids"]]
+    assert encoded.truncated == [True]
+
+
+def test_pairs_of_very_long_texts_take_little_time(bert: PreTrainedTokenizerBase) -> None:
+    bert = copy.deepcopy(bert)
+    bert.model_max_length = 32
+    text = "word " * 20_000  # nearly a million combinations of what is cut off
+    encoded = encode(bert, [Inputs.of(text, text)] * 3)
+    assert [len(ids) for ids in encoded.input_ids] == [32] * 3

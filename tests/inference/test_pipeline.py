@@ -223,9 +223,9 @@ def test_a_wrong_kind_of_value_is_named(pipe: MultiTaskPipeline, given: dict[str
 
 @pytest.mark.parametrize("row", [None, 5, ["a"], b"a"])
 def test_a_row_of_a_wrong_kind_is_named(pipe: MultiTaskPipeline, row: Any) -> None:
-    with pytest.raises(DataError, match="row 2: .*is no row"):
+    with pytest.raises(DataError, match=r"row 2: .*is no row"):
         pipe(["a", row])
-    with pytest.raises(DataError, match="row 2: .*is no row"):
+    with pytest.raises(DataError, match=r"row 2: .*is no row"):
         list(pipe(each for each in ["a", row]))
 
 

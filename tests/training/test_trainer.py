@@ -146,6 +146,22 @@ def test_resuming_within_an_epoch_gives_the_same_weights_to_the_bit(
     assert logs(resumed) == logs(whole)
 
 
+def test_resuming_at_the_end_changes_nothing(trainer_for: Make) -> None:
+    options: dict[str, Any] = {
+        "max_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "lr_scheduler_type": "constant",
+    }
+    options |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    whole = trainer_for(**options)
+    whole.train()
+    resumed = trainer_for(**options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert_equal(weights(resumed), weights(whole))
+
+
 def test_bf16_trains_on_a_cpu(trainer_for: Make) -> None:
     trainer = trainer_for(
         max_steps=3, bf16=True, logging_steps=1, eval_strategy="steps", eval_steps=3, save_strategy="best"

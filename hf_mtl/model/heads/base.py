@@ -162,6 +162,11 @@ class TaskHead(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
+    def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
+        """Return an answer as lines for a table: what was answered, and how sure; at least one line."""
+
+    @classmethod
+    @abstractmethod
     def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> Any:
         """Return the part of an answer that metrics compare with `reference`."""
 

@@ -96,6 +96,10 @@ class MultiLabelClassificationHead(TaskHead):
         return {"labels": [label for label, score in scores.items() if score >= 0.5], "scores": scores}
 
     @classmethod
+    def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
+        return [(label, answer["scores"][label]) for label in answer["labels"]] or [("(none)", None)]
+
+    @classmethod
     def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[int]:
         chosen = set(answer["labels"])
         return [int(label in chosen) for label in spec.labels or ()]

@@ -65,6 +65,10 @@ class RegressionHead(TaskHead):
         return {"value": float(logits[0])}
 
     @classmethod
+    def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
+        return [(f"{answer['value']:.3f}", None)]
+
+    @classmethod
     def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
         return answer["value"]
 

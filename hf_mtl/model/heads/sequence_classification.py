@@ -72,6 +72,10 @@ class SequenceClassificationHead(TaskHead):
         return {"label": labels[best], "score": float(probabilities[best]), "scores": scores}
 
     @classmethod
+    def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
+        return [(answer["label"], answer["score"])]
+
+    @classmethod
     def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> str:
         return answer["label"]
 

@@ -124,6 +124,11 @@ class TokenClassificationHead(TaskHead):
         return {"spans": spans, "tags": tags} if words.given else {"spans": spans}
 
     @classmethod
+    def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
+        spans = answer["spans"]
+        return [(f"{span['label']}: {span['text']}", span["score"]) for span in spans] or [("(none)", None)]
+
+    @classmethod
     def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[str]:
         return answer["tags"]
 
