@@ -125,10 +125,10 @@ class _Maker:
         return self.random.choices(FILLER, k=self.random.randint(1, most))
 
     def film(self, index: int) -> dict[str, Any]:
-        """Two films in three are good, and one in seven is labelled wrongly: nothing can be right about all of them."""
+        """Two films in three are good, and one in six is labelled wrongly: nothing can be right about all of them."""
         good = index % 3 > 0
         text = " ".join([*self.filler(12), self.random.choice(GOOD if good else BAD), *self.filler(5)])
-        return {"text": text, "label": "pos" if good != (index % 7 == 3) else "neg"}
+        return {"text": text, "label": "pos" if good != (index % 12 in (3, 5)) else "neg"}
 
     def order(self, index: int) -> dict[str, Any]:
         """One order in four lacks its intent, another its slots; some words have no part of speech."""

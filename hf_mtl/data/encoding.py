@@ -258,8 +258,8 @@ def _shorten_pairs(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: 
         counts = [len(side[place]) for side in ends]
         for side, own, count, other in zip((texts, pairs), ends, counts, reversed(counts), strict=True):
             # The longer text is cut first, so none loses tokens while it has less than half. Some more than are kept,
-            # for the last of them may be others where the text ends.
-            kept = max(limit - other, limit // 2 + 1) + 16
+            # for the last of them may be others where the text ends; and the longer one stays the longer.
+            kept = max(limit - other, limit // 2 + 1) + 16 + (count > other)
             if count > kept:
                 side[index] = side[index][: own[place][kept - 1]]
 

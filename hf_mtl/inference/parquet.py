@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,19 +14,11 @@ CHUNK_ROWS = 4096
 """Rows kept in memory at a time."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A chunk of rows on disk, and which of its columns hold JSON text in place of values of several types."""
-
-    path: Path
-    as_json: frozenset[str]
-
-
 def write_parquet(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
     """Write parquet: chunks are kept in files beside it until their common schema is known.
 
-    A field whose values have no type in common (numbers and text) holds each value as JSON text; fields that a row
-    lacks are null; lone surrogates, which parquet cannot hold, become U+FFFD.
+    A field whose values have no type in common (numbers and text) holds text, other values than text as JSON; fields
+    that a row lacks are null; lone surrogates, which parquet cannot hold, become U+FFFD.
 
     Raises:
         OutputError: the file cannot be written.
@@ -37,35 +28,29 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
 
     rows = iter(rows)
     with replacing(target) as temporary:
-        parts: list[_Part] = []
-        types: dict[str, Any] = {}  # by column; None where it is kept as JSON text
+        parts: list[Path] = []
+        types: dict[str, Any] = {}
         try:
             while chunk := list(islice(rows, CHUNK_ROWS)):
                 names = list(dict.fromkeys(name for row in chunk for name in row))
-                columns = {name: [row.get(name) for row in chunk] for name in names}
-                arrays = {name: _array(values) for name, values in columns.items()}
-                as_json = frozenset(name for name, array in arrays.items() if array is None)
-                table = pa.table({name: _json_array(columns[name]) if array is None else array
-                                  for name, array in arrays.items()})  # fmt: skip
-                part = _Part(temporary.with_suffix(f".{len(parts)}.arrow"), as_json)
-                parts.append(part)
-                with pa.ipc.new_file(part.path, table.schema) as file:
+                table = pa.table({name: _array([row.get(name) for row in chunk]) for name in names})
+                parts.append(temporary.with_suffix(f".{len(parts)}.arrow"))
+                with pa.ipc.new_file(parts[-1], table.schema) as file:
                     file.write_table(table)
-                for name, array in arrays.items():
-                    types[name] = _joined(types.get(name, pa.null()), None if array is None else array.type)
-            schema = pa.schema([(name, _as_stored(kind)) for name, kind in types.items()])
+                types |= {field.name: _joined(types.get(field.name, pa.null()), field.type) for field in table.schema}
+            schema = pa.schema(list(types.items()))
             with pq.ParquetWriter(temporary, schema) as parquet:
                 for part in parts:
-                    parquet.write_table(_read_part(part, types, schema))
+                    parquet.write_table(_read_part(part, schema))
         finally:
             for part in parts:
-                part.path.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
 
 
-def _read_part(part: _Part, types: Mapping[str, Any], schema: Any) -> Any:
+def _read_part(part: Path, schema: Any) -> Any:
     import pyarrow as pa
 
-    with pa.ipc.open_file(part.path) as file:
+    with pa.ipc.open_file(part) as file:
         table = file.read_all()
     columns: list[Any] = []
     for field in schema:
@@ -73,10 +58,10 @@ def _read_part(part: _Part, types: Mapping[str, Any], schema: Any) -> Any:
             columns.append(pa.nulls(len(table), field.type))
             continue
         column = table.column(field.name)
-        if types[field.name] is None:
-            columns.append(column if field.name in part.as_json else _json_array(column.to_pylist()))
-        elif column.type == field.type:
+        if column.type == field.type:
             columns.append(column)
+        elif field.type == pa.string():
+            columns.append(_as_text(column.to_pylist()))
         else:
             # Rebuilt, not cast, until apache/arrow#43838 is closed: casts of nested null fields give broken arrays.
             columns.append(pa.array(column.to_pylist(), field.type))
@@ -84,7 +69,7 @@ def _read_part(part: _Part, types: Mapping[str, Any], schema: Any) -> Any:
 
 
 def _array(values: list[Any]) -> Any:
-    """Return the values as an Arrow array of one type, or `None` where no type that parquet has fits them all."""
+    """Return the values as an Arrow array, of text where no type that parquet has fits them all."""
     import pyarrow as pa
 
     try:
@@ -92,33 +77,26 @@ def _array(values: list[Any]) -> Any:
     except UnicodeEncodeError:
         return _array([_encodable(value) for value in values])
     except (pa.ArrowException, OverflowError):
-        return None
-    return array if _is_storable(array.type) else None
+        return _as_text(values)
+    return array if _is_storable(array.type) else _as_text(values)
 
 
-def _json_array(values: list[Any]) -> Any:
+def _as_text(values: list[Any]) -> Any:
     import pyarrow as pa
 
-    return pa.array([None if value is None else to_json(value) for value in values], pa.string())
+    texts = [value if value is None or isinstance(value, str) else to_json(value) for value in values]
+    return pa.array([_encodable(text) for text in texts], pa.string())
 
 
 def _joined(first: Any, second: Any) -> Any:
-    """Return the type that holds values of both, `None` where there is none."""
+    """Return the type that holds values of both, text where there is no other."""
     import pyarrow as pa
 
-    if first is None or second is None:
-        return None
     schemas = [pa.schema([("column", kind)]) for kind in (first, second)]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return None
-
-
-def _as_stored(kind: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.string() if kind is None else kind
+        return pa.string()
 
 
 def _is_storable(kind: Any) -> bool:

@@ -168,10 +168,13 @@ def test_chunks_of_different_fields_share_a_schema(rows: Rows, tmp_path: Path, s
         [[{}]],
     ],
 )
-def test_values_of_several_types_are_json_text(values: list[Any], tmp_path: Path, small_chunks: None) -> None:
+def test_values_of_several_types_are_text_and_other_values_json(
+    values: list[Any], tmp_path: Path, small_chunks: None
+) -> None:
     found = written([{"id": number, "a": value} for number, value in enumerate(values)], tmp_path / "out.parquet")
     assert [row["id"] for row in found] == list(range(len(values)))
-    assert [None if row["a"] is None else json.loads(row["a"]) for row in found] == values
+    wanted = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    assert [row["a"] for row in found] == wanted
 
 
 def test_rows_without_fields_keep_their_number(tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_only_some_rows_are_kept_in_memory(tmp_path: Path, small_chunks: None) -
 
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(9):
-            parts.append(len(list(tmp_path.glob("*.arrow")) + list(tmp_path.glob(".*.arrow"))))
+            parts.append(len(list(tmp_path.glob("*.arrow"))))
             yield {"a": number}
 
     write_parquet(rows(), tmp_path / "out.parquet")
@@ -217,9 +220,9 @@ def test_parquet_equals_jsonl(
         if "predictions" in theirs:
             assert close(ours["predictions"]["similarity"], theirs["predictions"]["similarity"])
             assert close(ours["predictions"]["grammar"]["spans"], theirs["predictions"]["grammar"]["spans"])
-    # The output of one is an input of the other.
+    # What is written can be read again: one row without text or tokens, one whose text was a number and now is text.
     again = predict_file(model, tokenizer, tmp_path / "out.parquet", tmp_path / "again.jsonl", tasks=["intent"])
-    assert (again.rows, again.errors) == (10, 3)
+    assert (again.rows, again.errors) == (10, 0)
 
 
 def test_throughput_counts_rows_errors_and_seconds(
