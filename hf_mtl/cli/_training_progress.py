@@ -20,6 +20,9 @@ class TrainingProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.is_world_process_zero:
+            precision = next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32")
+            err().print(f"training {state.max_steps - state.global_step} steps in {precision}")
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -59,5 +62,9 @@ class TrainingProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the terminal, also after an error, or the cursor would stay hidden."""
         if self.bar is not None:
             self.bar.stop()

@@ -37,11 +37,14 @@ def train(
 
     quiet_libraries()
     read = read_recipe(recipe, training=overrides)
+    progress = TrainingProgress()
     try:
-        run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[TrainingProgress()])
+        run = run_training(read, output_dir, resume=resume, overwrite=overwrite, callbacks=[progress])
     except RecipeError as error:  # of the training arguments: everything else in the recipe is checked
         given_here = any(name in error.problem for name in overrides)
         raise error if given_here else error.at(str(recipe)) from error.__cause__
+    finally:
+        progress.close()
     if run.was_finished:
         err().print(f"the run in {output_dir} is finished: nothing to do")
     elif run.test is not None:

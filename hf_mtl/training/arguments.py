@@ -20,6 +20,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_mtl.data.recipe import near
 from hf_mtl.errors import RecipeError, SpecError, one_of
+from hf_mtl.model.precision import PRECISIONS, best_precision
 from hf_mtl.registry import SAMPLERS
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "lr_scheduler_type": SchedulerType,
         "optim": OptimizerNames,
     }.items()
-} | {"log_level": ("debug", "info", "warning", "error", "critical", "passive")}
+} | {"precision": PRECISIONS, "log_level": ("debug", "info", "warning", "error", "critical", "passive")}
 
 LEAST = {
     "per_device_train_batch_size": 1,
@@ -94,12 +95,15 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     Args:
         sampling: how datasets are sampled, the name of a registered sampling strategy.
+        precision: `"fp32"`, `"bf16"` or `"fp16"` (mixed precision), or `"auto"`: bf16 where the device multiplies it
+            faster than float32, else fp32. `bf16` and `fp16` of transformers, when true, go before it.
 
     Raises:
         SpecError: an argument has a value that is not allowed, or that would have no effect.
     """
 
     sampling: str = field(default="proportional", metadata={"help": "Sampling strategy of the datasets."})
+    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16."})
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training data."})
@@ -136,6 +140,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # Else transformers 5.23 refuses bf16, and accelerate 1.15 lets every process of torchrun train by itself.
             self.use_cpu = True
+        self._settle_precision()
         if self.ddp_find_unused_parameters is None:
             # A process has no labels for some task now and then; transformers forgets it with activation checkpointing.
             self.ddp_find_unused_parameters = True
@@ -155,6 +160,18 @@ class MultiTaskTrainingArguments(TrainingArguments):
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode, **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}
         self._check_reports()
+
+    def _settle_precision(self) -> None:
+        given = {"bf16": self.bf16, "fp16": self.fp16}
+        if not any(given.values()) and self.precision == "auto":
+            accelerator = torch.accelerator.current_accelerator()
+            self.precision = best_precision("cpu" if self.use_cpu or accelerator is None else accelerator.type)
+        elif self.precision == "auto":
+            self.precision = next(name for name, chosen in given.items() if chosen)
+        elif any(chosen and name != self.precision for name, chosen in given.items()):
+            raise SpecError(f"precision is {self.precision!r}, beside {given}", mend="give precision alone")
+        # transformers itself refuses both together.
+        self.bf16, self.fp16 = self.bf16 or self.precision == "bf16", self.fp16 or self.precision == "fp16"
 
     def _check_values(self) -> None:
         for name, choices in CHOICES.items():
@@ -239,6 +256,8 @@ def training_arguments(output_dir: str | Path, values: Mapping[str, Any]) -> Mul
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
     """Add what follows from the arguments given."""
     values = dict(values)
+    if any(values.get(name) is False for name in ("bf16", "fp16")):
+        values.setdefault("precision", "auto" if values.get("bf16") or values.get("fp16") else "fp32")
     evaluates, saves = _plain(values.get("eval_strategy")), _plain(values.get("save_strategy"))
     if "no" in (evaluates, saves):
         values.setdefault("load_best_model_at_end", False)

@@ -105,15 +105,17 @@ def run_training(
 
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     results: dict[str, Any] = {"train": trained.metrics}
+    _save(trainer, folder)
+    # What is scored is what others will load: the saved weights, without the mixed precision of training.
+    saved = MultiTaskModel.from_pretrained(folder).to(arguments.device)
     test: Scores | None = None
     for split in ("validation", "test"):
         rows = data.split(split)
         if rows:
-            scores = trainer.score(rows)
+            scores = trainer.score(rows, model=saved)
             metrics = scores.metrics
             results[split] = {**metrics, "average": scores.average(metrics)}
             test = scores if split == "test" else test
-    _save(trainer, folder)
     if writes:
         write_text(to_json(results, indent=2) + "\n", folder / RESULTS_NAME)
     return TrainingRun(folder, results, test)

@@ -258,10 +258,15 @@ class MultiTaskTrainer(Trainer):
         self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
-    def score(self, splits: Mapping[str, EncodedSplit]) -> Scores:
-        """Answer and score labelled splits on all processes; the path that `hf-mtl evaluate` takes too."""
+    def score(self, splits: Mapping[str, EncodedSplit], *, model: MultiTaskModel | None = None) -> Scores:
+        """Answer and score labelled splits on all processes; the path that `hf-mtl evaluate` takes too.
+
+        Args:
+            splits: splits by dataset.
+            model: a model to score instead of the one in training, such as the one saved.
+        """
         return score(
-            self.multi_task_model,
+            model or self.multi_task_model,
             self.processing_class,
             splits,
             batch_size=self.args.per_device_eval_batch_size,

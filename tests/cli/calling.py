@@ -34,9 +34,10 @@ class Called:
     err: str
 
 
-def call(*arguments: object, stdin: bytes = b"", fails: bool = False) -> Called:
+def call(*arguments: object, stdin: bytes = b"", fails: bool = False, terminal: bool = False) -> Called:
     """Run `hf-mtl` with the arguments, and check that it succeeds or, where it should, fails."""
-    streams = [io.TextIOWrapper(io.BytesIO(given), encoding="utf-8", newline="\n") for given in (stdin, b"", b"")]
+    kind = _Terminal if terminal else io.TextIOWrapper
+    streams = [kind(io.BytesIO(given), encoding="utf-8", newline="\n") for given in (stdin, b"", b"")]
     with _libraries_as_before(), _streams(streams):
         try:
             main([str(argument) for argument in arguments])
@@ -58,6 +59,11 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return the bytes and the time of change of every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+class _Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
 
 
 def _written(stream: io.TextIOWrapper) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -84,3 +85,45 @@ def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SystemExit):
         command_line.main([])
     assert stderr.closed
+
+
+# ---------------------------------------------------------------------- on a terminal
+
+
+def test_answers_are_a_table_on_a_terminal(trained: Path) -> None:
+    table = call("predict", trained, "--text", "fly to [bold]new york :smile:", terminal=True).out
+    for word in ("task", "answer", "sentiment", "similarity", "moods"):
+        assert word in table
+
+
+def test_text_is_shown_as_it_is(trained: Path) -> None:
+    from hf_mtl.cli._terminal import answer_table, out
+    from hf_mtl.configuration import TaskSpec
+
+    spec = TaskSpec(name="topic", type="sequence_classification", labels=("[bold]a[/]", ":smile:"))
+    answer = {"label": ":smile:", "score": 1.0, "scores": {"[bold]a[/]": 0.0, ":smile:": 1.0}}
+    console = out()
+    with console.capture() as captured:
+        console.print(answer_table([spec], {"topic": answer}))
+        console.print("[red]plain[/]")
+    assert ":smile:" in captured.get()
+    assert "[red]plain[/]" in captured.get()
+
+
+def test_long_work_shows_bars_on_a_terminal_alone(trained: Path, recipe: Path, workspace: Path, tmp_path: Path) -> None:
+    source, target = workspace / "films-test.jsonl", tmp_path / "out.jsonl"
+    commands = {
+        "Evaluating": ("evaluate", trained, recipe),
+        "Answering": ("predict", trained, "--input", source, "--output", target),
+        "Training": ("train", recipe, "--output-dir", tmp_path / "run", "--max-steps", 2, "--overwrite"),
+    }
+    for word, command in commands.items():
+        assert word in call(*command, terminal=True).err
+        piped = call(*command)
+        assert word not in piped.err
+        assert "\x1b" not in piped.out + piped.err
+
+
+def test_nothing_to_answer_on_a_terminal_is_an_error_and_not_a_wait(trained: Path) -> None:
+    done = call("predict", trained, terminal=True, fails=True)
+    assert done.err.startswith("error: there is nothing to answer; give --text")

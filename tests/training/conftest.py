@@ -28,7 +28,14 @@ def trainer_for(tiny_data: RecipeData, tmp_path: Path) -> Callable[..., MultiTas
         **values: Any,
     ) -> MultiTaskTrainer:
         data = data or tiny_data
-        values = {"per_device_train_batch_size": 8, "disable_tqdm": True, "learning_rate": 1e-3, **values}
+        precision = "auto" if values.get("bf16") else "fp32"
+        defaults = {
+            "per_device_train_batch_size": 8,
+            "disable_tqdm": True,
+            "learning_rate": 1e-3,
+            "precision": precision,
+        }
+        values = {**defaults, **values}
         return MultiTaskTrainer(
             model or build(data),
             MultiTaskTrainingArguments(output_dir=str(folder or tmp_path / "run"), **values),

@@ -253,3 +253,36 @@ def test_processes_that_would_train_by_themselves_are_refused(monkeypatch: pytes
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(SpecError, match="2 processes were started, but 1 would take part; set use_cpu to true"):
         MultiTaskTrainingArguments(output_dir="unused")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"precision": "fp32"}, "fp32"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"bf16": True}, "bf16"),
+        ({"bf16": False}, "fp32"),
+        ({"precision": "bf16", "bf16": True}, "bf16"),
+        ({"precision": "bf16", "fp16": False}, "bf16"),
+    ],
+)
+def test_precision_is_the_one_asked_for(values: dict[str, Any], expected: str) -> None:
+    arguments = read(values)
+    assert arguments.precision == expected
+    assert (arguments.bf16, arguments.fp16) == (expected == "bf16", expected == "fp16")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_automatic_precision_follows_the_processor(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    arguments = read({"use_cpu": True})
+    assert arguments.bf16 is fast
+    assert arguments.precision == ("bf16" if fast else "fp32")
+
+
+def test_two_precisions_are_refused() -> None:
+    with pytest.raises(RecipeError, match="precision is 'fp32'"):
+        read({"precision": "fp32", "bf16": True})
+    with pytest.raises(RecipeError, match=r"'auto', 'fp32', 'bf16', 'fp16'"):
+        read({"precision": "fp8"})

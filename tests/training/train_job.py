@@ -24,6 +24,7 @@ def main(job_file: str) -> None:
         "num_train_epochs": 2,
         "logging_steps": 5,
         "disable_tqdm": True,
+        "precision": "fp32",
         **job["training"],
     }
     arguments = training_arguments(output, values)
