@@ -124,3 +124,22 @@ def test_a_task_that_has_no_training_rows_is_a_problem(planted: Path, tmp_path: 
     (folder / "without.yaml").write_text(text)
     problems = json.loads(call("check", folder / "without.yaml", "--json").out)["problems"]
     assert "task second: there are no training rows" in problems
+
+
+def test_clean_data_has_no_problems(workspace: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "xy"[number % 2]} for number in range(40)]
+    recipe = {
+        "encoder": str(workspace / "encoder"),
+        "datasets": {"data": {"train": write(tmp_path / "data.jsonl", rows), "text": "text"}},
+        "tasks": [{"name": "one", "type": "sequence_classification", "dataset": "data", "label": "label"}],
+    }
+    (tmp_path / "recipe.yaml").write_text(write_yaml(recipe), encoding="utf-8")
+    assert "no problems found" in call("check", tmp_path / "recipe.yaml").out
+    assert json.loads(call("check", tmp_path / "recipe.yaml", "--json").out)["problems"] == []
+
+
+def test_training_arguments_are_checked_too(workspace: Path, tmp_path: Path) -> None:
+    text = (workspace / "recipe.yaml").read_text().replace("learning_rate:", "learning_rat:")
+    (tmp_path / "recipe.yaml").write_text(text)
+    done = call("check", tmp_path / "recipe.yaml", fails=True)
+    assert done.err.startswith(f"error: {tmp_path / 'recipe.yaml'}, training: unknown argument 'learning_rat'")
