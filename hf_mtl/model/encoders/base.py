@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
@@ -153,7 +154,7 @@ def load_encoder_config(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrain
     config_kwargs = {key: value for key, value in hub_kwargs.items() if key not in ("dtype", "device_map")}
     try:
         return AutoConfig.from_pretrained(name, **config_kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError, KeyError, TypeError, AttributeError) as error:  # damaged, too
         raise encoder_not_found(name, error) from error
 
 
