@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+DRAWS = 10
+"""Sentences drawn from each template: enough to learn from, few enough for a few minutes."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
@@ -30,7 +33,7 @@ def demo(
     examples = example_sentences(language)
     quiet_libraries()
     err().print("writing the data: film reviews, and home commands drawn from their grammar")
-    recipe = write_demo_data(output_dir / "data", language=language, seed=seed)
+    recipe = write_demo_data(output_dir / "data", language=language, seed=seed, draws=DRAWS)
     err().print(f"training on it: hf-mtl train {recipe} --output-dir {output_dir / 'model'}")
     run = run_training(read_recipe(recipe), output_dir / "model", overwrite=True, callbacks=[TrainingProgress()])
     if run.test is not None:

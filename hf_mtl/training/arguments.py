@@ -46,6 +46,7 @@ LEAST = {
     "gradient_accumulation_steps": 1,
     "save_total_limit": 1,
     "learning_rate": 0,
+    "head_learning_rate": 0,
     "weight_decay": 0,
     "warmup_steps": 0,
     "max_grad_norm": 0,
@@ -97,6 +98,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         sampling: how datasets are sampled, the name of a registered sampling strategy.
         precision: `"fp32"`, `"bf16"` or `"fp16"` (mixed precision), or `"auto"`: bf16 where the device multiplies it
             faster than float32, else fp32. `bf16` and `fp16` of transformers, when true, go before it.
+        head_learning_rate: initial learning rate of the heads, which begin with random weights where the encoder is
+            pretrained; ten times `learning_rate` where not given.
 
     Raises:
         SpecError: an argument has a value that is not allowed, or that would have no effect.
@@ -104,6 +107,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     sampling: str = field(default="proportional", metadata={"help": "Sampling strategy of the datasets."})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16."})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Initial learning rate of the heads; ten times learning_rate where not given."}
+    )
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training data."})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Never, cast
@@ -42,6 +42,10 @@ WITHOUT_EFFECT = {
     "model_init": "give the model",
 }
 """Arguments of the Trainer that this one would ignore, and why."""
+
+
+HEAD_RATE = 10.0
+"""Learning rate of the heads over that of the encoder, where none is given."""
 
 
 class MultiTaskTrainer(Trainer):
@@ -155,6 +159,17 @@ class MultiTaskTrainer(Trainer):
     def get_test_dataloader(self, test_dataset: Any) -> Never:
         """There is none, and so no `predict`: see `get_eval_dataloader`."""
         return self.get_eval_dataloader(test_dataset)
+
+    # ------------------------------------------------------------------ optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not given:
+            rate = self.args.head_learning_rate
+            heads = [*self.multi_task_model.heads.parameters(), *self.multi_task_model.attention_poolings.parameters()]
+            set_apart(optimizer, heads, lr=HEAD_RATE * self.args.learning_rate if rate is None else rate)
+        return optimizer
 
     # ------------------------------------------------------------------ loss
 
@@ -290,6 +305,22 @@ class MultiTaskTrainer(Trainer):
             # Paths of this machine do not travel with the model; `to_dict` masks tokens.
             values = {key: value for key, value in self.args.to_dict().items() if key not in LOCAL_ARGUMENTS}
             write_text(json.dumps(values, indent=2, default=str) + "\n", folder / TRAINING_ARGS_NAME)
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], *, lr: float) -> None:
+    """Give some parameters of a new optimizer a learning rate of their own, each with the options of its group.
+
+    Args:
+        optimizer: an optimizer that has made no step yet.
+        parameters: the parameters, wherever they stand among its groups.
+        lr: their learning rate.
+    """
+    apart = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in apart]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in apart]
+        if own:
+            optimizer.add_param_group({**group, "params": own, "lr": lr})
 
 
 def _check_tasks(model: MultiTaskModel, split: EncodedSplit) -> None:
