@@ -486,3 +486,33 @@ def launch(processes: int, job: Path) -> None:
         [*command, str(script), str(job)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_heads_have_a_learning_rate_of_their_own(trainer_for: Make) -> None:
+    trainer = trainer_for(learning_rate=1e-3, head_learning_rate=5e-3)
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    model = trainer.multi_task_model
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert {rates.pop(id(p)) for p in model.encoder.parameters()} == {1e-3}
+    assert set(rates.values()) == {5e-3}
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(list(model.parameters()))
+    head = model.head(model.specs[0].name)
+    assert (decays[id(head.output.weight)], decays[id(head.output.bias)]) == (trainer.args.weight_decay, 0.0)
+
+
+def test_heads_learn_ten_times_as_fast_where_nothing_is_said(trainer_for: Make) -> None:
+    trainer = trainer_for(learning_rate=2e-4)
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    rates = sorted({group["lr"] for group in trainer.optimizer.param_groups})
+    assert rates == pytest.approx([2e-4, 2e-3])
+
+
+def test_an_optimizer_that_was_given_is_left_alone(trainer_for: Make) -> None:
+    trainer = trainer_for()
+    optimizer = torch.optim.SGD(trainer.multi_task_model.parameters(), lr=0.5)
+    trainer.optimizer = optimizer
+    trainer.create_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
