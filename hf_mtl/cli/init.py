@@ -27,7 +27,7 @@ def init(
     from hf_mtl.writing import check_target, to_json, write_text
 
     if schema:
-        from hf_mtl.data.recipe import recipe_schema
+        from hf_mtl.data.schema import recipe_schema
 
         typer.echo(to_json(recipe_schema(), indent=2))
         return

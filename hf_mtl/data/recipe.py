@@ -11,13 +11,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from hf_mtl.configuration import POOLINGS, SCHEMES, TaskSpec
+from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.yaml import read_yaml, write_yaml
 from hf_mtl.errors import HfMtlError, RecipeError, one_of
-from hf_mtl.registry import HEADS
 
 SPLITS = ("train", "validation", "test")
-_TEXT = {"type": "string", "minLength": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,50 +209,6 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
     )
 
 
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of recipes, generated from the dataclasses, for editors that complete and check YAML."""
-    task_keys = {f.name: _schema_type(str(f.type)) for f in fields(TaskSpec)}
-    task_keys |= {
-        "type": {"enum": list(HEADS.names())},
-        "pooling": {"enum": [*POOLINGS, None]},
-        "scheme": {"enum": [*SCHEMES, None]},
-        "dataset": _TEXT,
-        "label": _TEXT,
-    }
-    dataset_keys = {f.name: _schema_type(str(f.type)) for f in fields(DatasetSource)}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "hf_mtl recipe",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["encoder", "datasets", "tasks"],
-        "properties": {
-            "encoder": {**_TEXT, "description": "Hub id or folder of the encoder"},
-            "max_length": {"type": "integer", "minimum": 8, "description": "tokens a row may have"},
-            "training": {"type": "object", "description": "any training argument"},
-            "datasets": {
-                "type": "object",
-                "minProperties": 1,
-                "additionalProperties": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": _described(dataset_keys, DatasetSource),
-                },
-            },
-            "tasks": {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["name", "type", "dataset", "label"],
-                    "properties": _described(task_keys, TaskSpec),
-                },
-            },
-        },
-    }
-
-
 def near(name: object, known: Sequence[str]) -> str:
     """Return the mend for a wrong name: the nearest one, or all of them.
 
@@ -339,23 +293,3 @@ def _mapping(values: Any, what: str, *, known: Sequence[str] | None = None) -> d
         if known is not None and key not in known:
             raise RecipeError(f"unknown key {key!r}", mend=near(key, known))
     return cast(dict[str, Any], values)
-
-
-def _schema_type(annotation: str) -> dict[str, Any]:
-    item: dict[str, Any] = {"type": "number"} if "float" in annotation else _TEXT
-    options: list[dict[str, Any]] = [] if annotation.startswith("tuple") else [item]
-    if "tuple" in annotation:
-        options.append({"type": "array", "items": item})
-    if annotation.endswith("| None"):
-        options.append({"type": "null"})
-    return options[0] if len(options) == 1 else {"anyOf": options}
-
-
-def _described(keys: dict[str, dict[str, Any]], documented: type) -> dict[str, dict[str, Any]]:
-    """Put each argument's line of the docstring beside its type."""
-    lines = [line.strip() for line in (documented.__doc__ or "").splitlines()]
-    described: dict[str, dict[str, Any]] = {}
-    for key, schema in keys.items():
-        found = [line.removeprefix(f"{key}: ") for line in lines if line.startswith(f"{key}: ")]
-        described[key] = {**schema, "description": found[0]} if found else schema
-    return described

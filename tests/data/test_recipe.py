@@ -15,7 +15,8 @@ import pytest
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.loading import read_files, read_hub
-from hf_mtl.data.recipe import DatasetSource, Recipe, near, parse_recipe, read_recipe, recipe_schema
+from hf_mtl.data.recipe import DatasetSource, Recipe, near, parse_recipe, read_recipe
+from hf_mtl.data.schema import recipe_schema
 from hf_mtl.data.yaml import write_yaml
 from hf_mtl.errors import HfMtlError, RecipeError
 from hf_mtl.registry import HEADS
