@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hf_mtl.cli._terminal import quiet_libraries
+from hf_mtl.cli._training_progress import TrainingProgress
 from hf_mtl.data.recipe import parse_recipe
 from hf_mtl.training.run import run_training
 
@@ -67,12 +69,14 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/scores"))
     options = parser.parse_args()
 
+    quiet_libraries()
     results: dict[str, Any] = {}
     for name in options.recipes:
         training = {"num_train_epochs": options.epochs, "seed": options.seed}
         values = make_recipe(options.data.resolve(), options.encoder, RECIPES[name], training)
         start = time.perf_counter()
-        run = run_training(parse_recipe(values, base=Path.cwd()), options.output_dir / name, overwrite=True)
+        recipe = parse_recipe(values, base=Path.cwd())
+        run = run_training(recipe, options.output_dir / name, overwrite=True, callbacks=[TrainingProgress()])
         results[name] = {"seconds": time.perf_counter() - start, **run.results}
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     (options.output_dir / "scores.json").write_text(json.dumps({"machine": machine, "runs": results}, indent=2))
