@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +32,8 @@ def main() -> None:
     console.print(f'\n[bold]$[/] hf-mtl predict runs/demo/model --text "{options.text}"')
     row = next(predict_rows(model, tokenizer, [{"text": options.text}]))
     console.print(answer_table(model.specs, row["predictions"]))
-    console.save_svg(str(options.output), title="hf-mtl")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="hf-mtl"), flags=re.DOTALL)  # no web fonts
+    options.output.write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def train(
         raise error if given_here else error.at(str(recipe)) from error.__cause__
     finally:
         progress.close()
+    if not run.reports:
+        return
     if run.was_finished:
         err().print(f"the run in {output_dir} is finished: nothing to do")
     elif run.test is not None:

@@ -35,12 +35,14 @@ class TrainingRun:
         results: `train`, `validation` and `test` results, as in `train_results.json`.
         test: scores on the test split; `None` where there is none, or the run had been finished before.
         was_finished: whether there was nothing left to do.
+        reports: whether this process is the one that tells the user, of those that trained together.
     """
 
     output_dir: Path
     results: dict[str, Any]
     test: Scores | None = None
     was_finished: bool = False
+    reports: bool = True
 
 
 def run_training(
@@ -75,7 +77,7 @@ def run_training(
     _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
     if resume and (folder / RESULTS_NAME).is_file():
         results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
-        return TrainingRun(folder, results, was_finished=True)
+        return TrainingRun(folder, results, was_finished=True, reports=arguments.process_index == 0)
     checkpoint = last_checkpoint(folder) if resume else None
 
     data = load_recipe(recipe, seed=split_seed(recipe))
@@ -118,7 +120,7 @@ def run_training(
             test = scores if split == "test" else test
     if writes:
         write_text(to_json(results, indent=2) + "\n", folder / RESULTS_NAME)
-    return TrainingRun(folder, results, test)
+    return TrainingRun(folder, results, test, reports=writes)
 
 
 def split_seed(recipe: Recipe) -> int:

@@ -176,3 +176,24 @@ def test_options_are_typed_as_yaml_types_them() -> None:
 def test_a_value_without_its_option_is_refused() -> None:
     with pytest.raises(SpecError, match="'stray' is not an option"):
         training_options(["stray"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_train_one_model_and_report_once(recipe: Path, tmp_path: Path, launcher: str) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    launch = {
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
+        "accelerate": [
+            *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "hf_mtl", "train"),
+        ],
+    }[launcher]
+    command = [sys.executable, "-m", *launch, str(recipe), "--output-dir", str(tmp_path / "run"), *map(str, OPTIONS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("test split") == 1
+    assert done.stderr.count("model: ") == 1
+    results = json.loads((tmp_path / "run" / "train_results.json").read_text(encoding="utf-8"))
+    assert set(results) == {"train", "validation", "test"}
