@@ -89,9 +89,9 @@ def run_training(
     trainer = MultiTaskTrainer(
         model,
         arguments,
-        train_datasets=data.train,
-        eval_datasets=data.validation,
-        tokenizer=data.tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=data.tokenizer,
         callbacks=list(callbacks),
     )
     for printing in (PrinterCallback, ProgressCallback):  # the callers' own callbacks say how it goes

@@ -58,10 +58,10 @@ class MultiTaskTrainer(Trainer):
 
     Args:
         model: the model.
-        args: the training arguments.
-        train_datasets: training splits by dataset, as `load_recipe` gives them.
-        eval_datasets: validation splits by dataset.
-        tokenizer: the tokenizer, saved with the model.
+        args: the training arguments; the defaults, into `trainer_output`, where not given.
+        train_dataset: training splits by dataset, as `load_recipe` gives them.
+        eval_dataset: validation splits by dataset.
+        processing_class: the tokenizer, saved with the model.
         trainer_kwargs: passed to `Trainer`: `callbacks`, `optimizers` and others.
 
     Raises:
@@ -76,27 +76,30 @@ class MultiTaskTrainer(Trainer):
     def __init__(
         self,
         model: MultiTaskModel,
-        args: MultiTaskTrainingArguments,
+        args: MultiTaskTrainingArguments | None = None,
         *,
-        train_datasets: Mapping[str, EncodedSplit] | None = None,
-        eval_datasets: Mapping[str, EncodedSplit] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        train_dataset: Mapping[str, EncodedSplit] | None = None,
+        eval_dataset: Mapping[str, EncodedSplit] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        self.train_splits = dict(train_datasets or {})
-        for split in (*self.train_splits.values(), *(eval_datasets or {}).values()):
+        args = args if args is not None else MultiTaskTrainingArguments(output_dir="trainer_output")
+        if not isinstance(cast(object, args), MultiTaskTrainingArguments):
+            raise SpecError(f"args is of type {type(args).__name__}", mend="give MultiTaskTrainingArguments")
+        self.train_splits = dict(train_dataset or {})
+        for split in (*self.train_splits.values(), *(eval_dataset or {}).values()):
             _check_tasks(model, split)
-        _check_best_metric(args.metric_for_best_model, eval_datasets or {})
+        _check_best_metric(args.metric_for_best_model, eval_dataset or {})
         for name, mend in WITHOUT_EFFECT.items():
             if trainer_kwargs.get(name) is not None:
                 raise SpecError(f"{name} is given, which would have no effect", mend=mend)
         super().__init__(
             model=model,
             args=args,
-            data_collator=cast(Any, collator_for(model, tokenizer)),
+            data_collator=cast(Any, collator_for(model, processing_class)),
             train_dataset=JointRows(self.train_splits) if self.train_splits else None,
-            eval_dataset=cast(Any, dict(eval_datasets)) if eval_datasets else None,
-            processing_class=tokenizer,
+            eval_dataset=cast(Any, dict(eval_dataset)) if eval_dataset else None,
+            processing_class=processing_class,
             **trainer_kwargs,
         )
         self._loss_sums: dict[str, Tensor] = {}

@@ -39,9 +39,9 @@ def trainer_for(tiny_data: RecipeData, tmp_path: Path) -> Callable[..., MultiTas
         return MultiTaskTrainer(
             model or build(data),
             MultiTaskTrainingArguments(output_dir=str(folder or tmp_path / "run"), **values),
-            train_datasets=data.train,
-            eval_datasets=data.validation,
-            tokenizer=data.tokenizer,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=data.tokenizer,
             callbacks=callbacks,
         )
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny import TASKS, build, load, write_recipe
 from torch import Tensor
-from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.preparation import RecipeData
@@ -438,7 +438,7 @@ def test_a_metric_that_will_not_be_there_is_found_before_training(trainer_for: M
 def test_trainer_arguments_without_effect_are_refused(name: str, tiny_data: RecipeData, trainer_for: Make) -> None:
     arguments = trainer_for().args
     with pytest.raises(SpecError, match=f"{name} is given, which would have no effect"):
-        MultiTaskTrainer(build(tiny_data), arguments, eval_datasets=tiny_data.validation, **{name: lambda *_: None})
+        MultiTaskTrainer(build(tiny_data), arguments, eval_dataset=tiny_data.validation, **{name: lambda *_: None})
 
 
 def test_data_of_other_tasks_is_refused(tiny_data: RecipeData, trainer_for: Make) -> None:
@@ -516,3 +516,14 @@ def test_an_optimizer_that_was_given_is_left_alone(trainer_for: Make) -> None:
     trainer.optimizer = optimizer
     trainer.create_optimizer()
     assert [group["lr"] for group in optimizer.param_groups] == [0.5]
+
+
+def test_arguments_of_transformers_alone_are_refused(tiny_data: RecipeData, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="give MultiTaskTrainingArguments"):
+        MultiTaskTrainer(build(tiny_data), TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_arguments_may_be_left_out(tiny_data: RecipeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = MultiTaskTrainer(build(tiny_data), eval_dataset=tiny_data.validation)
+    assert Path(trainer.args.output_dir or "").name == "trainer_output"

@@ -32,7 +32,7 @@ def main(job_file: str) -> None:
     with arguments.main_process_first():
         data = load(files, json.loads((files / "recipe.json").read_text(encoding="utf-8")))
     trainer = MultiTaskTrainer(
-        build(data), arguments, train_datasets=data.train, eval_datasets=data.validation, tokenizer=data.tokenizer
+        build(data), arguments, train_dataset=data.train, eval_dataset=data.validation, processing_class=data.tokenizer
     )
     trainer.train()
     trainer.save_model(str(output / "model"))
