@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     from hf_mtl.errors import HfMtlError
     from hf_mtl.evaluation.metrics import load_metric
     from hf_mtl.evaluation.scoring import score
+    from hf_mtl.explain.explainer import Explainer
+    from hf_mtl.explain.methods.base import AttributionMethod
     from hf_mtl.inference.bulk import predict_file
     from hf_mtl.inference.pipeline import MultiTaskPipeline
     from hf_mtl.model.encoders.base import EncoderAdapter
     from hf_mtl.model.heads.base import TaskHead
     from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
-    from hf_mtl.registry import ENCODERS, HEADS, SAMPLERS
+    from hf_mtl.registry import ENCODERS, EXPLAINERS, HEADS, SAMPLERS
     from hf_mtl.training.arguments import MultiTaskTrainingArguments
     from hf_mtl.training.samplers.base import Sampler
     from hf_mtl.training.trainer import MultiTaskTrainer
 
 _MODULES = {
+    "AttributionMethod": "explain.methods.base",
     "ENCODERS": "registry",
+    "EXPLAINERS": "registry",
     "HEADS": "registry",
     "SAMPLERS": "registry",
     "EncoderAdapter": "model.encoders.base",
+    "Explainer": "explain.explainer",
     "HfMtlError": "errors",
     "MultiTaskCollator": "data.collator",
     "MultiTaskConfig": "configuration",
@@ -53,9 +58,12 @@ _MODULES = {
 
 __all__ = [
     "ENCODERS",
+    "EXPLAINERS",
     "HEADS",
     "SAMPLERS",
+    "AttributionMethod",
     "EncoderAdapter",
+    "Explainer",
     "HfMtlError",
     "MultiTaskCollator",
     "MultiTaskConfig",

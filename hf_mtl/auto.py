@@ -8,8 +8,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.inference.pipeline import MultiTaskPipeline
 from hf_mtl.model.modeling import MultiTaskModel
-
-PIPELINE_TASK = "multi-task"
+from hf_mtl.model.remote_code import PIPELINE_TASK
 
 # The configuration registers itself where it is defined.
 AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)

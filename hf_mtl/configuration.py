@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property
@@ -16,13 +17,23 @@ from transformers import __version__ as transformers_version
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from hf_mtl.errors import SpecError, one_of
-from hf_mtl.registry import HEADS
+from hf_mtl.registry import ENCODERS, HEADS
 
 FORMAT_VERSION = 1
-POOLINGS = ("cls", "mean", "last", "attention")
+POOLING_KINDS = ("cls", "mean", "last", "attention")
 SCHEMES = ("IOB2", "IOBES")
+SHARINGS = ("hard", "soft")
+INTERACTIONS = ("gat",)
+ARCHITECTURE = ["sharing", "sharing_strength", "sharing_size", "interaction", "interaction_heads", "interaction_graph"]
+"""What a configuration says of the network beside its encoder and its tasks; keys of a recipe, too."""
 # "average" is the mean over tasks in reports and metrics.
 RESERVED_NAMES = ("average",)
+MIN_LENGTH = 8
+"""The least number of tokens that a row may be cut to."""
+MAX_SIZE = 2**24
+"""The greatest number that may stand in an encoder's configuration: sizes, ids and positions of texts are far below."""
+SIZE_LIMITS = {"theta": None, "layer": 1024, "num_labels": 2**17}
+"""Limits of their own, by a part of the key; `None` where the number is no size, such as a base of frequencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +47,26 @@ class TaskSpec:
         pooling: how token states become one vector: `"cls"`, `"mean"`, `"last"` or `"attention"` (a learned query over
             the tokens). `None` lets the encoder choose: `"last"` for decoders, `"mean"` for the others. Ignored by
             token-level tasks.
+        attention_heads: queries of attention pooling, each for a part of the pooled output; a number that divides the
+            encoder's hidden size.
+        attention_gate: whether attention pooling joins the attention that the encoder's last layer pays to each token,
+            by a learned gate; the encoder then computes attention eagerly.
+        layer_mix: whether the task reads a learned mix of all layers of the encoder, not the last one.
         loss_weight: factor of this task's loss in the total, greater than 0.
-        class_weights: one factor per label; for multi-label tasks the weight of positives. `None` weighs all alike.
+        class_weights: one factor per label; for multi-label tasks the weight of positives. `None` weighs all alike, and
+            `"balanced"` takes what the training rows call for, see `hf_mtl.data.balanced_weights`.
+        focal_gamma: power of the focal loss, at least 0; see `hf_mtl.model.focal`. 0 is the plain loss.
+        thresholds: for multi-label tasks the least probability of each label that is answered; `None` takes 1/2.
+        tune_thresholds: whether a training run ends with a search for the best thresholds, on the validation rows.
         label_smoothing: share of probability moved from the true label to all labels, in [0, 1).
         dropout: dropout before the head in [0, 1); `None` takes the encoder's hidden dropout.
         scheme: `"IOB2"` or `"IOBES"` makes span metrics strict; `None` reads spans leniently, as conlleval does.
+        max_length: tokens that the task reads of a row, special tokens included, at least 8; `None` takes the
+            tokenizer's `model_max_length`. Tasks that are asked together share one pass, over the most of theirs.
+        stride: tokens that two windows share when a longer text is read in windows; `None` cuts it. Less than half of
+            `max_length`; of tasks asked together the most counts. The answer of a pooled task is made from the mean of
+            the windows' logits, and that of a word from the window with the most context on its nearer side. Other
+            tasks see the first window alone, and pairs of texts are always cut.
 
     Raises:
         SpecError: an argument is not one of the values allowed.
@@ -55,11 +81,19 @@ class TaskSpec:
     type: str
     labels: tuple[str, ...] | None = None
     pooling: Literal["cls", "mean", "last", "attention"] | None = None
+    attention_heads: int = 1
+    attention_gate: bool = False
+    layer_mix: bool = False
     loss_weight: float = 1.0
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    focal_gamma: float = 0.0
+    thresholds: tuple[float, ...] | None = None
+    tune_thresholds: bool = False
     label_smoothing: float = 0.0
     dropout: float | None = None
     scheme: Literal["IOB2", "IOBES"] | None = None
+    max_length: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -69,8 +103,10 @@ class TaskSpec:
             raise error.at(f"task {self.name!r}") from None
 
     def _freeze_sequences(self) -> None:
-        for key in ("labels", "class_weights"):
+        for key in ("labels", "class_weights", "thresholds"):
             value = getattr(self, key)
+            if (key, value) == ("class_weights", "balanced"):
+                continue
             if isinstance(value, str | bytes) or not (value is None or isinstance(value, Sequence)):
                 raise SpecError(f"{key} is {value!r}", mend=f"give {key} as a list")
             if value is not None:
@@ -82,13 +118,36 @@ class TaskSpec:
         if self.name in RESERVED_NAMES or self.name in _module_attributes():
             raise SpecError(f"the name {self.name!r} is reserved and cannot name a head", mend="choose another name")
         HEADS.check(self.type)
-        _check_choice("pooling", self.pooling, (*POOLINGS, None))
+        _check_choice("pooling", self.pooling, (*POOLING_KINDS, None))
+        self._validate_attention()
         _check_choice("scheme", self.scheme, (*SCHEMES, None))
         _check_number("loss_weight", self.loss_weight, above=0.0)
         _check_number("label_smoothing", self.label_smoothing, at_least=0.0, below=1.0)
+        _check_number("focal_gamma", self.focal_gamma, at_least=0.0)
         if self.dropout is not None:
             _check_number("dropout", self.dropout, at_least=0.0, below=1.0)
+        self._validate_lengths()
         self._validate_labels()
+
+    def _validate_attention(self) -> None:
+        _check_count("attention_heads", self.attention_heads)
+        for key in ("attention_gate", "layer_mix", "tune_thresholds"):
+            if not isinstance(getattr(self, key), bool):
+                raise SpecError(f"{key} is {getattr(self, key)!r}", mend="give true or false")
+        for key, default in (("attention_heads", 1), ("attention_gate", False)):
+            if getattr(self, key) != default and self.pooling != "attention":
+                raise SpecError(
+                    f"{key} is {getattr(self, key)!r}, and pooling is {self.pooling!r}",
+                    mend=f"set pooling to 'attention', or leave {key} out",
+                )
+
+    def _validate_lengths(self) -> None:
+        for key, least in (("max_length", MIN_LENGTH), ("stride", 0)):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise SpecError(f"{key} is {value!r}", mend=f"give a whole number of tokens, at least {least}")
+        if self.max_length is not None:
+            check_stride(self.stride, self.max_length)
 
     def _validate_labels(self) -> None:
         labels = self.labels
@@ -96,16 +155,17 @@ class TaskSpec:
             for label in labels:
                 if not isinstance(cast(object, label), str):
                     raise SpecError(f"label {label!r} is not text", mend="write every label as a string")
-            twice = sorted({label for label in labels if labels.count(label) > 1})
+            twice = sorted(label for label, count in Counter(labels).items() if count > 1)
             if twice:
                 raise SpecError(f"label {twice[0]!r} stands twice in labels", mend="name each label once")
-        if self.class_weights is not None:
-            for weight in self.class_weights:
-                _check_number("class_weights", weight, at_least=0.0)
-            if labels is not None and len(self.class_weights) != len(labels):
-                raise SpecError(
-                    f"{len(self.class_weights)} class_weights for {len(labels)} labels", mend="give one per label"
-                )
+        if self.tune_thresholds and self.thresholds is not None:
+            raise SpecError("thresholds are given and are to be tuned", mend="leave one of the two out")
+        for key, below in (("class_weights", None), ("thresholds", 1.0)):
+            values = getattr(self, key)
+            for value in values if isinstance(values, tuple) else ():
+                _check_number(key, value, at_least=0.0, below=below)
+            if labels is not None and isinstance(values, tuple) and len(values) != len(labels):
+                raise SpecError(f"{len(values)} {key} for {len(labels)} labels", mend="give one per label")
 
     @property
     def num_labels(self) -> int:
@@ -120,8 +180,8 @@ class TaskSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, as plain JSON values."""
         values = asdict(self)
-        for key in ("labels", "class_weights"):
-            values[key] = list(values[key]) if values[key] is not None else None
+        for key in ("labels", "class_weights", "thresholds"):
+            values[key] = list(values[key]) if isinstance(values[key], tuple) else values[key]
         return {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
 
     @classmethod
@@ -152,11 +212,20 @@ class MultiTaskConfig(PreTrainedConfig):
         encoder_config: configuration of the shared encoder, or its dictionary with a `model_type`.
         tasks: the tasks in the order of their heads, as `TaskSpec` or dictionaries; stored as a list, since JSON
             written with sorted keys would reorder a mapping.
+        peft: options of the low-rank adapters that the encoder carries; `None` where it carries none.
+        sharing: `"soft"` gives each task an adapter of its own on top of the encoder, and ties them to each other while
+            training; `None` or `"hard"`, tasks share all but their heads.
+        sharing_strength: weight of that tie in the loss, at least 0.
+        sharing_size: width of these adapters.
+        interaction: `"gat"` passes messages between the pooled outputs of the tasks by graph attention; it needs
+            torch_geometric.
+        interaction_heads: its attention heads; a number that divides the encoder's hidden size.
+        interaction_graph: task -> tasks that it hears; each hears all others where not given.
         format_version: version of this format; a newer one than this package knows is refused.
 
     Raises:
-        SpecError: a task is not valid, two tasks share a name, the encoder's model type is not known, or the format is
-            too new.
+        SpecError: a task is not valid, two tasks share a name, the encoder's model type is not known, a size is absurd,
+            or the format is too new.
 
     Example:
         >>> spec = TaskSpec(name="topic", type="sequence_classification", labels=("sport", "world"))
@@ -172,14 +241,29 @@ class MultiTaskConfig(PreTrainedConfig):
 
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     tasks: list[Any] = field(default_factory=list)
+    peft: dict[str, Any] | None = None
+    sharing: str | None = None
+    sharing_strength: float | int | None = None
+    sharing_size: int | None = None
+    interaction: str | None = None
+    interaction_heads: int | None = None
+    interaction_graph: dict[str, list[str]] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         # First, because a newer format may well break the rules below.
         _check_format_version(self.format_version)
         _check_encoder_config(self.encoder_config)
+        _check_sizes({"encoder_config": self.encoder_config, **kwargs})
+        _check_weights_name(kwargs.get("transformers_weights"))
+        if self._auto_class is None:
+            # They name the code that travels with a model, which nobody needs who has this package: `pipeline` would
+            # ask to trust it. Transformers sets the class's `_auto_class` where it has loaded that code.
+            for key in ("auto_map", "custom_pipelines"):
+                kwargs.pop(key, None)
         self.encoder_config = copy.deepcopy(self.encoder_config)
         self.task_specs = self.tasks
+        check_architecture(vars(self), [spec.name for spec in self.task_specs])
         super().__post_init__(**kwargs)
         # A path of this machine does not travel with the model.
         cast(PreTrainedConfig, self.encoder_config).name_or_path = ""
@@ -192,6 +276,11 @@ class MultiTaskConfig(PreTrainedConfig):
     @task_specs.setter
     def task_specs(self, tasks: Sequence[TaskSpec | Mapping[str, Any]]) -> None:
         self.tasks = [spec.to_dict() for spec in _checked_tasks(tasks)]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What is set of the options in `ARCHITECTURE`, by name."""
+        return {key: getattr(self, key) for key in ARCHITECTURE if getattr(self, key) is not None}
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Return the encoder's text configuration: its vocabulary is the model's."""
@@ -218,16 +307,62 @@ def select_tasks(specs: Sequence[TaskSpec], names: Sequence[str] | None) -> tupl
     return tuple(spec for spec in specs if spec.name in chosen)
 
 
+def check_stride(stride: int | None, max_length: int) -> None:
+    """Check that windows move on by more than half of their length.
+
+    Raises:
+        SpecError: the stride is not less than half of the windows' length.
+    """
+    if stride is not None and 2 * stride >= max_length:
+        raise SpecError(
+            f"stride is {stride}, and the windows have {max_length} tokens", mend=f"use 0 to {(max_length - 1) // 2}"
+        )
+
+
 def _checked_tasks(tasks: object) -> tuple[TaskSpec, ...]:
     if isinstance(tasks, str | bytes) or not isinstance(tasks, Sequence):
         raise SpecError(f"tasks is {tasks!r}", mend="give a list of tasks")
     given = cast(Sequence[Any], tasks)
     specs = tuple(task if isinstance(task, TaskSpec) else TaskSpec.from_dict(task) for task in given)
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(spec.name for spec in specs).items():
+        if count > 1:
             raise SpecError(f"two tasks are named {name!r}", mend="give every task its own name")
     return specs
+
+
+def check_architecture(options: Mapping[str, Any], tasks: Sequence[str]) -> None:
+    """Check the options in `ARCHITECTURE`.
+
+    Args:
+        options: their values; those not given are not set.
+        tasks: the model's tasks.
+
+    Raises:
+        SpecError: a value is not allowed, or would have no effect.
+    """
+    _check_choice("sharing", options.get("sharing"), (*SHARINGS, None))
+    _check_choice("interaction", options.get("interaction"), (*INTERACTIONS, None))
+    for key in ARCHITECTURE:
+        family = key.partition("_")[0]
+        found, needed = options.get(family), {"sharing": "soft", "interaction": "gat"}[family]
+        if key != family and options.get(key) is not None and found != needed:
+            mend = f"set {family} to {needed!r}, or leave {key} out"
+            raise SpecError(f"{key} is {options[key]!r}, and {family} is {found!r}", mend=mend)
+    if options.get("sharing_strength") is not None:
+        _check_number("sharing_strength", options["sharing_strength"], at_least=0.0)
+    _check_count("sharing_size", options.get("sharing_size"))
+    _check_count("interaction_heads", options.get("interaction_heads"))
+    graph = options.get("interaction_graph")
+    if not (graph is None or (isinstance(graph, Mapping) and all(isinstance(heard, list) for heard in graph.values()))):
+        raise SpecError(f"interaction_graph is {graph!r}", mend="give each task a list of the tasks that it hears")
+    for task in [name for hearing, heard in (graph or {}).items() for name in (hearing, *heard)]:
+        if task not in tasks:
+            raise SpecError(f"interaction_graph names a task {task!r}", mend=f"use {one_of(tasks)}")
+
+
+def _check_count(argument: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise SpecError(f"{argument} is {value!r}", mend="give a whole number, at least 1")
 
 
 def _check_format_version(version: object) -> None:
@@ -249,11 +384,37 @@ def _check_encoder_config(encoder_config: object) -> None:
             mend="give a configuration, such as AutoConfig.from_pretrained(name), or its dictionary",
         )
     model_type = cast(dict[str, Any], encoder_config).get("model_type", "bert")
+    if model_type == "hf_mtl_lstm":
+        ENCODERS.get("lstm")  # the one configuration of our own, which its file registers
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise SpecError(
             f"encoder_config has the model_type {model_type!r}, not known to transformers {transformers_version}",
             mend="use the model_type of an encoder, such as 'bert', or install the transformers version that has it",
         )
+
+
+def _check_sizes(values: object, key: str = "") -> None:
+    """Refuse numbers that no text model has, before anything is made of that size.
+
+    They would only be found where memory or patience ends: some configurations make a list entry for each layer and
+    each label.
+    """
+    if isinstance(values, Mapping):
+        for name, value in cast(Mapping[str, Any], values).items():
+            _check_sizes(value, f"{key}.{name}" if key else name)
+    elif isinstance(values, list | tuple):
+        for value in cast(Sequence[Any], values):
+            _check_sizes(value, key)
+    elif isinstance(values, int) and not isinstance(values, bool):
+        name = key.rpartition(".")[2]
+        limit = next((limit for part, limit in SIZE_LIMITS.items() if part in name), MAX_SIZE)
+        if limit is not None and abs(values) > limit:
+            raise SpecError(f"{key} is {values}, more than the {limit} that a model may have", mend="correct the size")
+
+
+def _check_weights_name(name: object) -> None:
+    if name is not None and not str(name).endswith((".safetensors", ".safetensors.index.json")):
+        raise SpecError(f"transformers_weights is {name!r}", mend="name a safetensors file, or leave it out")
 
 
 def _check_choice(argument: str, value: object, allowed: Sequence[object]) -> None:

@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from hf_mtl.errors import SpecError, one_of
 
 if TYPE_CHECKING:  # names for editors and pyright; nothing here is imported when the program runs
+    from hf_mtl.data.augmentation.base import Augmentation
+    from hf_mtl.explain.methods.base import AttributionMethod
+    from hf_mtl.inference.exporters.base import Exporter
     from hf_mtl.model.encoders.base import EncoderAdapter
     from hf_mtl.model.heads.base import TaskHead
+    from hf_mtl.training.perturbations.base import Perturbation
     from hf_mtl.training.samplers.base import Sampler
 
 Member = TypeVar("Member", bound=type)
@@ -28,7 +32,8 @@ class Registry(Generic[Member]):
 
     Args:
         kind: what a member is called in error messages, such as `"task type"`.
-        package: the package whose modules (`base` and names with a leading underscore left out) are the members.
+        package: the package whose modules are the members, but for `base` and names with a leading underscore; without
+            one there are only those that are registered.
 
     Example:
         >>> heads = Registry("task type", package="hf_mtl.model.heads")
@@ -36,7 +41,7 @@ class Registry(Generic[Member]):
         True
     """
 
-    def __init__(self, kind: str, *, package: str) -> None:
+    def __init__(self, kind: str, *, package: str | None = None) -> None:
         self.kind = kind
         self.package = package
         self._members: dict[str, Member] = {}
@@ -60,15 +65,16 @@ class Registry(Generic[Member]):
 
     def names(self) -> tuple[str, ...]:
         """Return every valid name, sorted; imports no member."""
-        return tuple(sorted({*self._files, *self._members}))
+        return tuple(sorted({*self.files, *self._members}))
 
     @cached_property
-    def _files(self) -> frozenset[str]:
-        package = find_spec(self.package)
+    def files(self) -> tuple[str, ...]:
+        """The members that the package brings, sorted: the names of its files."""
+        package = find_spec(self.package) if self.package else None
         # An empty list finds nothing; `None` would find every module there is.
         paths = (package.submodule_search_locations if package else None) or []
         names = (module.name for module in pkgutil.iter_modules(paths))
-        return frozenset(name for name in names if name != "base" and name[0] != "_")
+        return tuple(sorted(name for name in names if name != "base" and name[0] != "_"))
 
     def check(self, name: str) -> str:
         """Return `name` if a member has it.
@@ -77,7 +83,8 @@ class Registry(Generic[Member]):
             SpecError: no member has that name; lists the valid ones.
         """
         if name not in self.names():
-            raise SpecError(f"{name!r} is not a {self.kind}", mend=f"use one of {one_of(self.names())}")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise SpecError(f"{name!r} is not {article} {self.kind}", mend=f"use one of {one_of(self.names())}")
         return name
 
     def get(self, name: str) -> Member:
@@ -97,4 +104,8 @@ def _address(member: type) -> str:
 
 HEADS: Registry[type[TaskHead]] = Registry("task type", package="hf_mtl.model.heads")
 ENCODERS: Registry[type[EncoderAdapter]] = Registry("encoder adapter", package="hf_mtl.model.encoders")
+AUGMENTATIONS: Registry[type[Augmentation]] = Registry("augmentation", package="hf_mtl.data.augmentation")
 SAMPLERS: Registry[type[Sampler]] = Registry("sampling strategy", package="hf_mtl.training.samplers")
+PERTURBATIONS: Registry[type[Perturbation]] = Registry("perturbation", package="hf_mtl.training.perturbations")
+EXPORTERS: Registry[type[Exporter]] = Registry("format of export", package="hf_mtl.inference.exporters")
+EXPLAINERS: Registry[type[AttributionMethod]] = Registry("attribution method", package="hf_mtl.explain.methods")

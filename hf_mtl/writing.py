@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,6 +78,50 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
     # A lone surrogate can stand in JSON as an escape, but not in UTF-8.
     return text if _is_encodable(text) else json.dumps(value, indent=indent, default=str)
+
+
+def read_json(source: Path) -> Any:
+    """Read a JSON file; `None` where there is none, or it was cut off.
+
+    Example:
+        >>> read_json(Path("no-such-file.json")) is None
+        True
+    """
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text, for the terminal and for files.
+
+    Args:
+        title: what it shows.
+        header: the names of the columns.
+        rows: the cells, one for each column.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Return it as Markdown, columns but the first flush right.
+
+        Example:
+            >>> print(TextTable("Scores", ("task", "f1"), [("slots", "0.9")]).markdown())
+            **Scores**
+            <BLANKLINE>
+            | task | f1 |
+            | --- | ---: |
+            | slots | 0.9 |
+            <BLANKLINE>
+        """
+        lines = [self.header, ("---", *["---:"] * (len(self.header) - 1)), *self.rows]
+        cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+        return "\n".join([f"**{self.title}**", "", *(f"| {line} |" for line in cells), ""])
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import tempfile
@@ -34,6 +35,14 @@ torch.set_num_threads(1)
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _heard_by_tests() -> None:
+    """Let tests hear our log, from which a command that ran in the same process may have cut them off."""
+    logger = logging.getLogger("hf_mtl")
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

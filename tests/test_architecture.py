@@ -30,7 +30,17 @@ TIERS = (
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
 # It offers the names of all rooms, and imports one only when a name of it is asked for.
 TOP = "__init__"
-FAMILIES = (("model", "heads"), ("model", "encoders"), ("training", "samplers"), ("cli",))
+FAMILIES = (
+    ("model", "heads"),
+    ("model", "encoders"),
+    ("data", "augmentation"),
+    ("training", "samplers"),
+    ("training", "perturbations"),
+    ("inference", "exporters"),
+    ("explain", "methods"),
+    ("explain", "languages"),
+    ("cli",),
+)
 MAY_PRINT = ("cli", "demo", "scripts")
 MAX_LINES = 450
 

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel, DistilBertConfig
 
 from hf_mtl.configuration import (
     FORMAT_VERSION,
-    POOLINGS,
+    POOLING_KINDS,
     SCHEMES,
     MultiTaskConfig,
     TaskSpec,
@@ -41,12 +41,14 @@ def random_spec(rng: random.Random, name: str | None = None) -> TaskSpec:
         name=name,
         type=rng.choice(HEADS.names()),
         labels=labels,
-        pooling=rng.choice([None, *POOLINGS]),
+        pooling=rng.choice([None, *POOLING_KINDS]),
         loss_weight=rng.choice([1.0, rng.uniform(1e-3, 10), 2]),
         class_weights=rng.choice([None, [rng.uniform(0, 3) for _ in labels]]) if labels else None,
         label_smoothing=rng.choice([0.0, rng.random()]),
         dropout=rng.choice([None, 0.0, rng.random()]),
         scheme=rng.choice([None, *SCHEMES]),
+        max_length=rng.choice([None, 8, rng.randrange(9, 5000)]),
+        stride=rng.choice([None, 0, rng.randrange(4)]),
     )
 
 
@@ -89,6 +91,16 @@ def test_spec_is_frozen() -> None:
     assert spec.labels == ("a", "b")
 
 
+@pytest.mark.parametrize(("max_length", "most"), [(8, 3), (9, 4), (64, 31)])
+def test_windows_move_on_by_more_than_half_of_their_length(max_length: int, most: int) -> None:
+    assert classification(max_length=max_length, stride=most).stride == most
+    assert classification(stride=10**4).stride == 10**4  # what it is a part of is not known yet
+    with pytest.raises(SpecError) as caught:
+        classification(max_length=max_length, stride=most + 1)
+    problem = f"stride is {most + 1}, and the windows have {max_length} tokens"
+    assert str(caught.value) == f"task 'topic': {problem}; use 0 to {most}"
+
+
 def test_positions_and_number_of_labels() -> None:
     spec = classification(labels=("b", "a", "c"))
     assert spec.num_labels == 3
@@ -118,6 +130,8 @@ BAD_VALUES = [
     *bad("loss_weight", "give a number above 0", 10**400),
     *bad("label_smoothing", SHARE, -0.1, 1, 1.0, 2, math.nan, math.inf, "0.1", None, False),
     *bad("dropout", SHARE, -0.1, 1.0, 2, math.nan, "0.1", True, []),
+    *bad("max_length", "give a whole number of tokens, at least 8", 7, 0, -1, 8.0, "8", True, [8]),
+    *bad("stride", "give a whole number of tokens, at least 0", -1, 1.0, "1", False, [1]),
     *bad("class_weights", "as a list", "12", 1.0, {0: 1.0}),
     *(
         ("class_weights", [1.0, value], repr(value), "give a number at least 0")

@@ -138,9 +138,9 @@ print(json.dumps([type(config).__name__, model_class.__name__, task[0], task[1][
     "statement",
     [
         "from hf_mtl import MultiTaskModel",
-        "import hf_mtl.auto",
-        "import hf_mtl; hf_mtl.HEADS",
-        "import importlib, hf_mtl.auto; importlib.reload(hf_mtl.auto)",
+        pytest.param("import hf_mtl.auto", marks=pytest.mark.slow),
+        pytest.param("import hf_mtl; hf_mtl.HEADS", marks=pytest.mark.slow),
+        pytest.param("import importlib, hf_mtl.auto; importlib.reload(hf_mtl.auto)", marks=pytest.mark.slow),
     ],
 )
 def test_using_a_name_registers_with_transformers(statement: str) -> None:

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import parse_recipe
+from hf_mtl.evaluation.prediction import collator_for
 from hf_mtl.model.modeling import MultiTaskModel
 
 GOOD = ("good", "great", "lovely")
@@ -89,12 +90,31 @@ def write_recipe(folder: Path, encoder: Path, *, rows: Mapping[str, int] | None 
     }
 
 
+def write_questions(folder: Path) -> dict[str, Any]:
+    """Write rows that ask for the city or the name in a text, which one in four lacks; return the dataset."""
+    counts, nothing = {"train": 40, "validation": 24}, {"text": [], "answer_start": []}
+    for split, count in counts.items():
+        draw, lines = random.Random(split), []
+        for index in range(count):
+            wanted = index % 2
+            parts = [*draw.choices(FILLER, k=draw.randint(2, 7)), draw.choice((CITIES, NAMES)[wanted])]
+            answer = parts[-1] if index % 4 else None
+            parts = [*(parts if answer else parts[:-1]), *draw.choices(FILLER, k=draw.randint(1, 4))]
+            text = " ".join(parts)
+            found = {"text": [answer], "answer_start": [text.index(f" {answer} ") + 1]} if answer else nothing
+            row: dict[str, Any] = {"context": text, "question": ("fly to", "play for")[wanted], "answers": found}
+            lines.append(json.dumps(row if index % 10 else {**row, "answers": None}))
+        (folder / f"questions-{split}.jsonl").write_text("\n".join(lines) + "\n")
+    files = {split: f"questions-{split}.jsonl" for split in counts}
+    return {**files, "text": "context", "text_pair": "question"}
+
+
 def load(folder: Path, recipe: dict[str, Any], **options: Any) -> RecipeData:
     return load_recipe(parse_recipe(recipe, base=folder), **options)
 
 
-def build(data: RecipeData, *, seed: int = 0) -> MultiTaskModel:
-    return MultiTaskModel.from_encoder(data.recipe.encoder_path, data.tasks, seed=seed)
+def build(data: RecipeData, *, seed: int = 0, **options: Any) -> MultiTaskModel:
+    return MultiTaskModel.from_encoder(data.encoder, data.tasks, seed=seed, **options)
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +135,23 @@ def tiny_recipe(tiny_folder: Path) -> dict[str, Any]:
 def tiny_data(tiny_folder: Path, tiny_recipe: dict[str, Any]) -> RecipeData:
     """Four datasets, six tasks: sentiment, intent and slots and grammar (with missing labels), similarity, moods."""
     return load(tiny_folder, tiny_recipe)
+
+
+@pytest.fixture(scope="session")
+def learnt(tiny_data: RecipeData) -> MultiTaskModel:
+    """A model whose answers differ from row to row, and are right more often than not; not to be changed."""
+    model = build(tiny_data).train()
+    collator = collator_for(model, tiny_data.tokenizer)
+    batches = [collator([split.features[row] for row in range(len(split))]) for split in tiny_data.train.values()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(25):
+            for batch in batches:
+                model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return model.eval()
 
 
 class _Maker:

@@ -6,7 +6,27 @@ import sys
 
 import typer
 
-from hf_mtl.cli import check, demo, evaluate, info, init, predict, train
+from hf_mtl.cli import (
+    adapt,
+    check,
+    compare,
+    cross_validate,
+    demo,
+    evaluate,
+    explain,
+    explain_model,
+    explain_quality,
+    export,
+    info,
+    init,
+    label,
+    meta_train,
+    predict,
+    push,
+    task_updates,
+    train,
+    tune,
+)
 from hf_mtl.errors import HfMtlError
 
 app = typer.Typer(
@@ -16,7 +36,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, info, check, init, demo):
+for command in (
+    train,
+    evaluate,
+    predict,
+    label,
+    explain,
+    explain_model,
+    explain_quality,
+    task_updates,
+    compare,
+    tune,
+    cross_validate,
+    meta_train,
+    adapt,
+    export,
+    push,
+    info,
+    check,
+    init,
+    demo,
+):
     command.add_to(app)
 
 

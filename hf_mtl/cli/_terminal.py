@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hf_mtl.configuration import TaskSpec
     from hf_mtl.evaluation.scoring import Scores
+    from hf_mtl.writing import TextTable
 
 
 def out() -> Console:
@@ -102,6 +103,19 @@ def answer_table(specs: Sequence[TaskSpec], answers: Mapping[str, dict[str, Any]
             shown = "" if score is None else f"{score:.3f}"
             table.add_row(spec.name if place == 0 else "", Text(text), shown)
     return table
+
+
+def text_table(table: TextTable) -> Table:
+    """Lay out a table of text, columns but the first flush right and the average in bold."""
+    from rich.table import Table
+    from rich.text import Text
+
+    laid_out = Table(title=table.title, title_justify="left")
+    for place, name in enumerate(table.header):
+        laid_out.add_column(name, justify="left" if place == 0 else "right")
+    for row in table.rows:
+        laid_out.add_row(*map(Text, row), style="bold" if row[0] == "average" else None)
+    return laid_out
 
 
 def score_table(scores: Scores, *, title: str, intervals: bool = True) -> Table:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_mtl.cli._terminal import err
+from hf_mtl.training.batching import EpochBatchSampler
+from hf_mtl.training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows a progress bar on a terminal, and a line per evaluation everywhere."""
+    """Shows a progress bar on a terminal; the training plan and a line per evaluation everywhere."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -21,6 +26,9 @@ class TrainingProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
+            batches = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
+            if isinstance(batches, EpochBatchSampler):
+                err().print(plan_table(TrainingPlan.of(batches)))
             precision = next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32")
             err().print(f"training {state.max_steps - state.global_step} steps in {precision}")
         if not state.is_world_process_zero or not sys.stderr.isatty():
@@ -68,3 +76,19 @@ class TrainingProgress(TrainerCallback):
         """Take the bar off the terminal, also after an error, or the cursor would stay hidden."""
         if self.bar is not None:
             self.bar.stop()
+
+
+def plan_table(plan: TrainingPlan) -> Table:
+    """Lay out what a training draws from each dataset."""
+    from rich.table import Table
+
+    table = Table(title=f"{plan.batches} batches an epoch, {plan.epochs:g} epochs", title_justify="left")
+    table.add_column("dataset", overflow="fold")
+    table.add_column("tasks", overflow="fold")
+    for name in ("rows", "share", "rows an epoch", "batches an epoch", "rows a batch", "times seen"):
+        table.add_column(name, justify="right")
+    for own in plan.datasets:
+        share = f"{own.share:.1%}" if own.share == own.last_share else f"{own.share:.1%} to {own.last_share:.1%}"
+        numbers = (str(own.rows), share, str(own.epoch_rows), str(own.batches))
+        table.add_row(own.name, ", ".join(own.tasks), *numbers, f"{own.rows_per_batch:.1f}", f"{own.rounds:.2f}")
+    return table

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hf_mtl.data.preparation import EncodedSplit, RecipeData
     from hf_mtl.data.recipe import TaskSource
+    from hf_mtl.data.stream_summary import StreamSummary
+    from hf_mtl.data.streamed import StreamedSplit
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,20 +27,24 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Read a recipe's data and report rows, labels, lengths, truncation and problems; trains nothing."""
-    from hf_mtl.cli._terminal import out, quiet_libraries
+    from hf_mtl.cli._terminal import out, progress, quiet_libraries
     from hf_mtl.data.preparation import load_recipe
     from hf_mtl.data.recipe import read_recipe
     from hf_mtl.errors import RecipeError
-    from hf_mtl.training.arguments import training_arguments
+    from hf_mtl.training.recipe_arguments import training_arguments
+    from hf_mtl.training.space import read_space
     from hf_mtl.writing import to_json
 
     quiet_libraries()
     read = read_recipe(recipe)
     try:
         arguments = training_arguments("unused", read.training)
+        read_space(read.search)
     except RecipeError as error:
         raise error.at(str(recipe)) from error.__cause__
-    report = describe(load_recipe(read, seed=arguments.seed))
+    data = load_recipe(read, seed=arguments.seed)
+    with progress("Reading streams", "rows") as show:
+        report = describe(data, on_rows=show)
     if as_json:
         typer.echo(to_json(report, indent=2))
     else:
@@ -44,39 +52,70 @@ def check(
 
         for table in _tables(report):
             out().print(table)
+        for entry in report["changes"]:
+            out().print(Text.assemble(f"{entry['dataset']} {entry['split']}: {entry['change']}"))
         for problem in report["problems"]:
             out().print(Text.assemble(("problem:", "yellow"), " ", problem))
+        for omission in report["not_checked"]:
+            out().print(Text.assemble("not checked: ", omission))
         if not report["problems"]:
             out().print("no problems found")
 
 
-def describe(data: RecipeData) -> dict[str, Any]:
-    """Return datasets, tasks and problems as plain JSON values."""
-    from hf_mtl.data.leakage import count_repeated, find_leaks
-    from hf_mtl.data.recipe import SPLITS
+def describe(data: RecipeData, *, on_rows: Callable[[int, int | None], None] | None = None) -> dict[str, Any]:
+    """Return datasets, tasks and problems as plain JSON values.
 
-    splits = {name: data.split(name) for name in SPLITS}
+    Args:
+        data: the recipe's data; what is streamed is read once.
+        on_rows: called with the number of rows read of a stream, and that of all its rows.
+    """
+    from hf_mtl.data.encoded import EncodedSplit
+    from hf_mtl.data.leakage import count_repeated, find_leaks
+    from hf_mtl.data.stream_summary import summarize
+    from hf_mtl.data.streamed import StreamedSplit
+
+    held_out = {"validation": data.validation, "test": data.test}
+    in_memory = {name: rows for name, rows in data.train.items() if isinstance(rows, EncodedSplit)}
+    splits = {"train": in_memory, **held_out}
+    leaks = find_leaks(splits)
     datasets: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     problems: list[str] = []
+    changes: list[dict[str, str]] = []
+    streams = {name: rows for name, rows in data.train.items() if isinstance(rows, StreamedSplit)}
+    for name, stream in streams.items():
+        summary = summarize(stream, held_out, on_rows=on_rows)
+        leaks += summary.leaks
+        datasets.append({"dataset": name, "split": "train", "rows": summary.rows, **_stream_lengths(summary)})
+        for task in stream.tasks:
+            tasks.append(_stream_task(stream, task, summary))
+            problems.extend(_task_problems(tasks[-1], data))
     for split, by_name in splits.items():
         for name, rows in by_name.items():
             datasets.append({"dataset": name, "split": split, "rows": len(rows), **_lengths(rows)})
+            changes += [{"dataset": name, "split": split, "change": str(change)} for change in rows.raw.changes]
             repeated = count_repeated(rows)
-            if repeated:
+            if repeated and not any(change.added for change in rows.raw.changes):
                 problems.append(f"{name} {split}: {repeated} of {len(rows)} rows repeat the text of an earlier row")
             for task in rows.tasks:
                 entry = _task(rows, task)
                 tasks.append(entry)
                 problems.extend(_task_problems(entry, data))
-    for leak in find_leaks(splits):
+    for leak in leaks:
         problems.append(
             f"{leak.rows} of the {leak.split} rows of {leak.dataset} stand in the {leak.held_out_split} rows of "
             f"{leak.held_out} too: {_shortened(leak.example)!r} ({leak.place}; {leak.held_out_place})"
         )
     trained = {task["task"] for task in tasks if task["split"] == "train"}
     problems += [f"task {spec.name}: there are no training rows" for spec in data.tasks if spec.name not in trained]
-    return {"datasets": datasets, "tasks": tasks, "problems": problems}
+    omissions = [f"{name} train: whether rows repeat an earlier one, for they are streamed" for name in streams]
+    return {
+        "datasets": datasets,
+        "tasks": tasks,
+        "changes": changes,
+        "problems": problems,
+        "not_checked": omissions,
+    }
 
 
 def _lengths(rows: EncodedSplit) -> dict[str, Any]:
@@ -107,11 +146,31 @@ def _task(rows: EncodedSplit, task: TaskSource) -> dict[str, Any]:
     }
 
 
+def _stream_lengths(summary: StreamSummary) -> dict[str, Any]:
+    median, p95, longest = (int(summary.quantile(share)) for share in (0.5, 0.95, 1.0))
+    return {"tokens": {"mean": summary.mean_length, "median": median, "p95": p95, "max": longest}}
+
+
+def _stream_task(rows: StreamedSplit, task: TaskSource, summary: StreamSummary) -> dict[str, Any]:
+    name = task.spec.name
+    return {
+        "task": name,
+        "dataset": rows.name,
+        "split": "train",
+        "labelled": summary.labelled[name],
+        "truncated": summary.truncated[name],
+        "labels": {label: summary.labels[name][label] for label in task.spec.labels or ()},
+    }
+
+
 def _task_problems(entry: dict[str, Any], data: RecipeData) -> list[str]:
+    from hf_mtl.data.windows import reading_of
+
     place = f"task {entry['task']}, {entry['split']}"
     problems: list[str] = []
     if entry["truncated"]:
-        limit = data.tokenizer.model_max_length
+        own = [task.spec.name for task in data.recipe.tasks_of(entry["dataset"])]
+        limit = reading_of([spec for spec in data.tasks if spec.name in own], data.tokenizer).max_length
         problems.append(f"{place}: {entry['truncated']} of {entry['labelled']} labelled rows are cut to {limit} tokens")
     absent = [label for label, count in entry["labels"].items() if not count]
     if absent and entry["split"] == "train":

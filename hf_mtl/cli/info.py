@@ -51,9 +51,7 @@ def describe(model: Any, tokenizer: Any) -> dict[str, Any]:
 
     tasks: list[dict[str, Any]] = []
     for spec in model.specs:
-        own = count(model.head(spec.name))
-        if spec.name in model.attention_poolings:
-            own += count(model.attention_poolings[spec.name])
+        own = sum(map(count, model.own_modules(spec.name)))
         labels = list(spec.labels) if spec.labels else None
         pooling = model.poolings.get(spec.name)
         tasks.append({"name": spec.name, "type": spec.type, "pooling": pooling, "labels": labels, "parameters": own})

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from hf_mtl.inference.bulk import Throughput
+
+STDIN_ROWS = 64
+"""Rows of standard input that are answered together."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,12 +30,25 @@ def predict(
     text_column: Annotated[str | None, typer.Option(help="Column of the text.", show_default="text")] = None,
     text_pair_column: Annotated[str, typer.Option(help="Column of the second text.")] = "text_pair",
     tokens_column: Annotated[str | None, typer.Option(help="Column of tokens.", show_default="tokens")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 64,
+    precision: Annotated[
+        str, typer.Option(help="What is computed in: auto (bf16 where that is faster), fp32, bf16 or fp16.")
+    ] = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a batch at most.", show_default=False)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a batch at most.", show_default="by device")
+    ] = None,
+    compile: Annotated[bool, typer.Option(help="Compile the model, which takes minutes: for very long runs.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What weights are loaded as: fp32, bf16 or fp16.", show_default="as saved")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write rows, seconds and rows per second here, as JSON.")] = None,
 ) -> None:
-    """Answer every task from one pass over the text: --text, --input with --output, or standard input to output."""
+    """Answer every task from one pass over the text: --text, --input with --output, or standard input to output.
+
+    An --output is written when the last row is answered; until then finished parts are kept beside it, and the same
+    command goes on where it was killed.
+    """
     from hf_mtl.errors import SpecError
 
     if source is None and text is None and sys.stdin.isatty():
@@ -45,9 +64,10 @@ def predict(
 
     from hf_mtl.cli._terminal import progress, quiet_libraries
     from hf_mtl.configuration import select_tasks
-    from hf_mtl.inference.bulk import Columns, predict_file
+    from hf_mtl.inference.bulk import predict_file
     from hf_mtl.inference.files import check_files
     from hf_mtl.inference.loading import load_model
+    from hf_mtl.inference.predictor import Columns, settle_precision
     from hf_mtl.writing import check_target, to_json, write_text
 
     quiet_libraries()
@@ -56,6 +76,7 @@ def predict(
     if report is not None:
         check_target(report)
     loaded, tokenizer = load_model(model, device=device, dtype=dtype)
+    settle_precision(loaded, precision)
     tasks = [spec.name for spec in select_tasks(loaded.specs, task)]
     # A tokens column named without a text column is what the user wants to be read.
     columns = Columns(
@@ -64,7 +85,7 @@ def predict(
         tokens=tokens_column or "tokens",
     )
     if text is not None:
-        _answer_text(loaded, tokenizer, text, text_pair, tasks)
+        _answer_text(loaded, tokenizer, text, text_pair, tasks, precision)
     elif source is not None and target is not None:
         with progress("Answering", "rows") as show:
             throughput = predict_file(
@@ -74,38 +95,49 @@ def predict(
                 target,
                 tasks=tasks,
                 columns=columns,
+                precision=precision,
                 batch_size=batch_size,
+                max_tokens=max_tokens,
+                compile=compile,
                 on_rows=lambda done: show(done, None),
             )
         if report is not None:
             write_text(to_json(throughput.to_dict(), indent=2) + "\n", report)
-        failed = f", {throughput.errors} with an error ({throughput.first_error})" if throughput.errors else ""
-        speed = f"{throughput.rows_per_second:,.0f} rows/s"
-        typer.echo(f"{throughput.rows} rows{failed} in {throughput.seconds:.1f} s ({speed}): {target}", err=True)
+        typer.echo(f"{_done(throughput)}: {target}", err=True)
     else:
-        _answer_stdin(loaded, tokenizer, tasks, columns, batch_size)
+        _answer_stdin(loaded, tokenizer, tasks, columns, precision, batch_size or STDIN_ROWS)
 
 
-def _answer_text(model: Any, tokenizer: Any, text: str, text_pair: str | None, tasks: list[str]) -> None:
+def _done(throughput: Throughput) -> str:
+    """Say what was done, and how fast."""
+    failed = f", {throughput.errors} with an error ({throughput.first_error})" if throughput.errors else ""
+    continued = f", {throughput.continued} of them by an earlier run," if throughput.continued else ""
+    speed = f"{throughput.rows_per_second:,.0f} rows/s, {throughput.tokens_per_second:,.0f} tokens/s"
+    return f"{throughput.rows} rows{failed}{continued} in {throughput.seconds:.1f} s ({speed}, {throughput.precision})"
+
+
+def _answer_text(
+    model: Any, tokenizer: Any, text: str, text_pair: str | None, tasks: list[str], precision: str
+) -> None:
     from hf_mtl.cli._terminal import answer_table, out
     from hf_mtl.inference.bulk import predict_rows
     from hf_mtl.writing import to_json
 
     row = {"text": text, "text_pair": text_pair} if text_pair is not None else {"text": text}
-    answers = next(predict_rows(model, tokenizer, [row], tasks=tasks))["predictions"]
+    answers = next(predict_rows(model, tokenizer, [row], tasks=tasks, precision=precision))["predictions"]
     if sys.stdout.isatty():
         out().print(answer_table(model.specs, answers))
     else:
         typer.echo(to_json(answers, indent=2))
 
 
-def _answer_stdin(model: Any, tokenizer: Any, tasks: list[str], columns: Any, batch_size: int) -> None:
+def _answer_stdin(model: Any, tokenizer: Any, tasks: list[str], columns: Any, precision: str, chunk_rows: int) -> None:
     from hf_mtl.inference.bulk import predict_rows
     from hf_mtl.inference.files import text_rows
     from hf_mtl.writing import to_json
 
     rows = text_rows(sys.stdin.buffer)
     for row in predict_rows(
-        model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size, chunk_rows=batch_size
+        model, tokenizer, rows, tasks=tasks, columns=columns, precision=precision, chunk_rows=chunk_rows
     ):
         typer.echo(to_json(row))

@@ -37,10 +37,7 @@ def cache_folder() -> Path | None:
 
 def cached_table(files: Sequence[DataFile], columns: Sequence[str] | None) -> tuple[Table, str]:
     """Return the rows of the files as Arrow, read once and then memory-mapped, and their fingerprint."""
-    stats = [(str(file.path.resolve()), file.path.stat()) for file in files]
-    state = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
-    identity = json.dumps([READER_VERSION, columns and list(columns), state])
-    key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    key = files_key(files, READER_VERSION, columns and list(columns))
     target = Path(datasets.config.HF_DATASETS_CACHE) / "hf_mtl" / key / "data.arrow"
     if not target.exists():
         cache = cache_folder()
@@ -52,6 +49,14 @@ def cached_table(files: Sequence[DataFile], columns: Sequence[str] | None) -> tu
         with tempfile.TemporaryDirectory(dir=cache, prefix="tmp-") as scratch:
             _write_arrow(files, columns, Path(scratch)).replace(target)
     return MemoryMappedTable.from_file(str(target)), key
+
+
+def files_key(files: Sequence[DataFile], *parts: Any) -> str:
+    """Name files as they are now, and what else (plain values) a result depends on."""
+    stats = [(str(file.path.resolve()), file.path.stat()) for file in files]
+    state = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
+    identity = json.dumps([*parts, state])
+    return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _write_arrow(files: Sequence[DataFile], columns: Sequence[str] | None, folder: Path) -> Path:

@@ -40,8 +40,8 @@ class MultiTaskCollator:
 
         Returns:
             `input_ids` and `attention_mask` `(batch_size, seq_len)`, `token_type_ids` where a row has them, and for
-            tasks with a label in the batch `labels[task]` over all rows and `rows[task]`, the indices of the rows
-            that are labelled.
+            tasks with a label in the batch `labels[task]` over all rows, `rows[task]`, the indices of the rows that
+            are labelled, and `items[task]`, the number that the mean over its labelled items divides by.
         """
         ids = [feature["input_ids"] for feature in features]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -56,16 +56,12 @@ class MultiTaskCollator:
         if any(row is not None for row in types):
             filled = [[0] * len(row) if kind is None else kind for kind, row in zip(types, ids, strict=True)]
             batch["token_type_ids"] = _padded(filled, mask, 0)
-        labels, rows = self._labels(features, seq_len)
-        if labels:
-            batch["labels"], batch["rows"] = labels, rows
-        return batch
+        return batch | self._labels(features, seq_len)
 
-    def _labels(
-        self, features: Sequence[Mapping[str, Any]], seq_len: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _labels(self, features: Sequence[Mapping[str, Any]], seq_len: int) -> dict[str, Any]:
         labels: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
+        items: dict[str, float] = {}
         for spec in self.specs:
             column = LABEL_PREFIX + spec.name
             values = [feature.get(column) for feature in features]
@@ -76,7 +72,8 @@ class MultiTaskCollator:
             labelled = head.labelled_rows(tensor).nonzero().squeeze(-1)
             if len(labelled):
                 labels[spec.name], rows[spec.name] = tensor, labelled
-        return labels, rows
+                items[spec.name] = float(head.num_items(spec, tensor))
+        return {"labels": labels, "rows": rows, "items": items} if labels else {}
 
 
 def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, padding: int) -> Tensor:

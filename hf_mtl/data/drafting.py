@@ -11,6 +11,7 @@ from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.loading import read_files
 from hf_mtl.data.yaml import write_yaml
 from hf_mtl.errors import DataError, SpecError
+from hf_mtl.model.heads.span_extraction import read_answers
 from hf_mtl.registry import HEADS
 
 LOOKED_AT = 2000
@@ -28,7 +29,8 @@ encoder: sentence-transformers/all-MiniLM-L6-v2
 # train is set aside. A dataset from the Hub: {{path: nyu-mll/glue, name: stsb, text: sentence1, text_pair: sentence2}}
 {datasets}
 # Task types: {types}.
-# More keys: labels, pooling (cls, mean, last, attention), loss_weight, class_weights, label_smoothing, dropout.
+# More keys: labels, pooling (cls, mean, last, attention), loss_weight, class_weights, label_smoothing, dropout,
+# max_length, stride.
 {tasks}
 # Any training argument of transformers.
 training:
@@ -65,6 +67,10 @@ def draft_recipe(files: Sequence[Path], *, recipe: Path) -> str:
         name: _task_type(values, tokens="tokens" in inputs) for name, values in columns.items() if name not in used
     }
     labels = {name: kind for name, kind in kinds.items() if kind}
+    if set(inputs) == {"text", "text_pair"} and any(HEADS.get(kind).points_into_text for kind in labels.values()):
+        # The text that is searched is the longer of the two.
+        lengths = {column: sum(map(len, columns[column])) for column in inputs.values()}
+        inputs = dict(zip(inputs, sorted(lengths, key=lambda column: -lengths[column]), strict=True))
     tasks = [
         {"name": task, "type": kind, "dataset": "data", "label": name}
         for task, (name, kind) in zip(_task_names(list(labels)), labels.items(), strict=True)
@@ -124,6 +130,8 @@ def _task_type(values: list[Any], *, tokens: bool) -> str | None:
         if not 2 <= len(distinct) <= min(500, max(20, total // 10)) or len(distinct) >= total:
             return None
         return "token_classification" if tokens else "multi_label_classification"
+    if all(map(_is_answer, values)):
+        return "span_extraction"
     if any(isinstance(value, list | dict) for value in values):
         return None
     if all(isinstance(value, float) for value in values) and any(value % 1 for value in values):
@@ -133,6 +141,14 @@ def _task_type(values: list[Any], *, tokens: bool) -> str | None:
         return "regression"
     repeated = len(distinct) <= max(20, len(values) // 10) and len(distinct) < len(values)
     return "sequence_classification" if repeated and len(distinct) >= 2 else None
+
+
+def _is_answer(value: Any) -> bool:
+    try:
+        read_answers(value)
+    except DataError:
+        return False
+    return True
 
 
 def _is_fraction(text: str) -> bool:

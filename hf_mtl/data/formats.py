@@ -76,6 +76,75 @@ def read_tables(file: DataFile) -> Iterator[pa.Table]:
     return _TABLE_READERS[file.ending](file)
 
 
+def raw_lines(file: DataFile, *, offset: int = 0, number: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Yield a file's lines, which end at line feeds only, with their numbers.
+
+    Args:
+        file: a file of text.
+        offset: byte to begin at, the first of a line.
+        number: number of that line.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with _reading(file), file.open() as stream:
+        if offset:
+            stream.seek(offset)
+        yield from enumerate(stream, start=number)
+
+
+def is_blank(raw: bytes, *, number: int) -> bool:
+    """Tell whether a line holds white space alone; what is not UTF-8 is something.
+
+    Args:
+        raw: the line.
+        number: its number, from 1: the first may begin with a byte order mark.
+    """
+    return raw[:1] != b"{" and not raw.decode(_encoding(number), "replace").strip()
+
+
+def read_json_lines(file: DataFile, *, offset: int = 0, number: int = 1, skip: int = 0) -> _NumberedRows:
+    """Yield the objects of a file with one on each line, each with its line.
+
+    Args:
+        file: the file.
+        offset: byte to begin at, the first of a line.
+        number: number of that line.
+        skip: objects to leave out first; these are not parsed.
+
+    Raises:
+        DataError: the file or a line of it cannot be read.
+    """
+    for place, raw in raw_lines(file, offset=offset, number=number):
+        if is_blank(raw, number=place):
+            continue
+        if skip:
+            skip -= 1
+            continue
+        line = _decoded(file, place, raw)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{shorten(repr(line.strip()))} is not JSON ({error})",
+                where=file.at(place),
+                mend="write one JSON object on each line; a file with a single list of objects ends in .json",
+            ) from error
+        yield place, _json_object(row, file, place)
+
+
+def row_groups(file: DataFile) -> tuple[pa.Schema, list[int]]:
+    """Return the schema of a Parquet file and the number of rows of each of its row groups.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with _reading(file), file.open() as stream:
+        metadata = pq.read_metadata(stream)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        return metadata.schema.to_arrow_schema(), sizes
+
+
 def shorten(text: str, length: int = 80) -> str:
     """Cut a text to a length, for error messages.
 
@@ -103,16 +172,23 @@ def _reading(file: DataFile) -> Generator[None]:
 
 
 def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
-    """Yield a file's lines, which end at line feeds only, with their numbers from 1."""
-    with _reading(file), file.open() as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(file, number, raw, error) from None
-            if number == 1 and "\0" in line:
-                raise DataError("the line has NUL bytes", where=f"{file.name}, line 1", mend="save the file as UTF-8")
-            yield number, line
+    """Yield a file's lines as text, with their numbers from 1."""
+    for number, raw in raw_lines(file):
+        yield number, _decoded(file, number, raw)
+
+
+def _decoded(file: DataFile, number: int, raw: bytes) -> str:
+    try:
+        line = raw.decode(_encoding(number))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, number, raw, error) from None
+    if number == 1 and "\0" in line:
+        raise DataError("the line has NUL bytes", where=f"{file.name}, line 1", mend="save the file as UTF-8")
+    return line
+
+
+def _encoding(number: int) -> str:
+    return "utf-8-sig" if number == 1 else "utf-8"
 
 
 def _not_utf8(file: DataFile, number: int, raw: bytes, error: UnicodeDecodeError) -> DataError:
@@ -192,21 +268,6 @@ def _csv_row(file: DataFile, number: int, header: list[str], cells: list[str]) -
     return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
-def _jsonl_rows(file: DataFile) -> _NumberedRows:
-    for number, line in _lines(file):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{shorten(repr(line.strip()))} is not JSON ({error})",
-                where=file.at(number),
-                mend="write one JSON object on each line; a file with a single list of objects ends in .json",
-            ) from error
-        yield number, _json_object(row, file, number)
-
-
 def _json_rows(file: DataFile) -> _NumberedRows:
     with _reading(file), file.open() as stream:
         raw = stream.read()
@@ -257,8 +318,8 @@ _ROW_READERS: dict[str, Callable[[DataFile], _NumberedRows]] = {
     ".csv": _csv_rows,
     ".tsv": _tsv_rows,
     ".json": _json_rows,
-    ".jsonl": _jsonl_rows,
-    ".ndjson": _jsonl_rows,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
     ".conllu": _conllu_rows,
 }
 
@@ -266,11 +327,24 @@ _ROW_READERS: dict[str, Callable[[DataFile], _NumberedRows]] = {
 # ---------------------------------------------------------------------- readers of tables
 
 
-def _parquet_tables(file: DataFile) -> Iterator[pa.Table]:
+def read_parquet(
+    file: DataFile, *, groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet file as tables of at most `BATCH_ROWS` rows.
+
+    Args:
+        file: the file.
+        groups: the row groups to read, all where not given.
+        columns: the columns to read, all where not given.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     with _reading(file), file.open() as stream:
         source = pa.BufferReader(stream.read()) if isinstance(stream, gzip.GzipFile) else stream
-        parquet = pq.ParquetFile(source)
-        for batch in parquet.iter_batches(BATCH_ROWS):
+        # Read page by page: a row group may hold a million rows.
+        parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 16)
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
             yield _plain(batch, parquet.schema_arrow)
 
 
@@ -297,7 +371,7 @@ def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 
 
 _TABLE_READERS: dict[str, Callable[[DataFile], Iterator[pa.Table]]] = {
-    ".parquet": _parquet_tables,
+    ".parquet": read_parquet,
     ".arrow": _arrow_tables,
 }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hf_mtl.data.preparation import EncodedSplit
+from hf_mtl.data.deduplication import text_key
+from hf_mtl.data.encoded import EncodedSplit
 
 COMPARED = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
@@ -46,7 +46,7 @@ def find_leaks(splits: Mapping[str, Mapping[str, EncodedSplit]]) -> list[Leak]:
         One entry per pair of a set of rows and a held-out set that share texts.
     """
     keys = {(split, name): _keys(rows) for split, by_name in splits.items() for name, rows in by_name.items()}
-    first = {place: _first_rows(found) for place, found in keys.items()}
+    first = {place: _first_of(found) for place, found in keys.items()}
     leaks: list[Leak] = []
     for split, held_out_split in COMPARED:
         for name, rows in splits.get(split, {}).items():
@@ -75,22 +75,16 @@ def count_repeated(rows: EncodedSplit) -> int:
     return len(rows) - len(set(_keys(rows)))
 
 
-def text_key(text: str, text_pair: str | None = None) -> bytes:
-    """Return a short key that texts share which differ in letter case and spacing alone.
-
-    Example:
-        >>> text_key("A  good film") == text_key("a good film ")
-        True
-    """
-    parts = " ".join(text.casefold().split()), " ".join((text_pair or "").casefold().split())
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+def first_rows(rows: EncodedSplit) -> dict[bytes, int]:
+    """Return the key of each text, and the first row that has it."""
+    return _first_of(_keys(rows))
 
 
 def _keys(rows: EncodedSplit) -> list[bytes]:
     return [text_key(inputs.text, inputs.text_pair) for inputs in rows.inputs()]
 
 
-def _first_rows(keys: list[bytes]) -> dict[bytes, int]:
+def _first_of(keys: list[bytes]) -> dict[bytes, int]:
     return {key: row for row, key in reversed(list(enumerate(keys)))}
 
 

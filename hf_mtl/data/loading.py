@@ -35,6 +35,30 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What one step of a recipe did to the rows of a split.
+
+    Args:
+        step: the step, such as `"cleaning html"`.
+        rows: rows that it changed, dropped or added.
+        dropped: whether they were dropped.
+        added: whether they were added.
+        of: rows that there were before.
+    """
+
+    step: str
+    rows: int
+    dropped: bool = False
+    added: bool = False
+    of: int = 0
+
+    def __str__(self) -> str:
+        if self.added:
+            return f"{self.step} added {self.rows} rows to {self.of}"
+        return f"{self.step} {'dropped' if self.dropped else 'changed'} {self.rows} of {self.of} rows"
+
+
+@dataclass(frozen=True)
 class RawSplit:
     """Rows as the data has them, and where each of them stands.
 
@@ -46,6 +70,7 @@ class RawSplit:
         rows: for each row of `dataset` its position in what was read; `None` where they are the same.
         classes: the names of the classes, in their order, of the columns that say so (`datasets.ClassLabel`); the rows
             hold these names, and `None` for -1.
+        changes: what the recipe's steps did to the rows, before a part of them was set aside.
 
     Example:
         >>> split = RawSplit(datasets.Dataset.from_dict({"text": ["a", "b"]}), sources=(Source("here"),))
@@ -58,6 +83,7 @@ class RawSplit:
     origins: tuple[pa.ChunkedArray, pa.ChunkedArray] | None = None
     rows: np.ndarray | None = None
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    changes: tuple[Change, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -132,7 +158,7 @@ def read_files(pattern: str | Sequence[str], *, base: Path, columns: Sequence[st
         ...     split.dataset[0], split.dataset[1], split.where(1)
         ({'text': 'Good,\\nvery', 'label': '1'}, {'text': 'Bad', 'label': None}, 'train.csv, line 4')
     """
-    files = _find_files([pattern] if isinstance(pattern, str) else pattern, base)
+    files = find_files(pattern, base=base)
     if columns is not None and not any(file.ending in CONLL_ENDINGS for file in files):
         raise DataError(
             f"columns is given for a {files[0].ending} file, which names its own columns",
@@ -165,13 +191,30 @@ def read_hub(
     Raises:
         DataError: there is no such dataset, configuration or split, it has no rows, or the Hub cannot be reached.
     """
+    where = f"{path} ({split})"
+    dataset = load_hub(path, name=name, split=split, revision=revision, base=base)
+    if not len(dataset):
+        raise DataError("the split has no rows", where=where, mend="choose another split")
+    return RawSplit.of(dataset, sources=(Source(where),))
+
+
+def load_hub(
+    path: str, *, name: str | None, split: str, revision: str | None, base: Path | None, streaming: bool = False
+) -> Any:
+    """Load a split with `datasets`; arguments and errors as in `read_hub`.
+
+    Args:
+        streaming: whether to return a `datasets.IterableDataset`, of which nothing is read yet.
+    """
     folder = (base or Path()) / Path(path).expanduser()
     local = folder.is_dir()
     where = f"{path} ({split})"
     if not local and path.startswith((".", "/", "~")):
         raise DataError("there is no such folder", where=path, mend=f"looked on disk at {folder.absolute()}")
     try:
-        dataset = _load_folder(folder, name, split) if local else _load_from_hub(path, name, split, revision)
+        if local:
+            return _load_folder(folder, name, split, streaming=streaming)
+        return datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         reason = shorten(str(cause or error).split("\n")[0].rstrip("."), 300)
@@ -180,9 +223,6 @@ def read_hub(
         else:
             place, mend = "on the Hub", "check the name, the network and `hf auth login`, or give files on disk"
         raise DataError(f"looked {place}: {reason}", where=where, mend=mend) from error
-    if not len(dataset):
-        raise DataError("the split has no rows", where=where, mend="choose another split")
-    return RawSplit.of(dataset, sources=(Source(where),))
 
 
 def split_validation(
@@ -228,7 +268,41 @@ def split_validation(
     held = [rng.permutation(group)[:quota] for group, quota in zip(groups, quotas, strict=True)]
     in_validation = np.zeros(total, dtype=bool)
     in_validation[np.concatenate(held)] = True
-    return split.select(np.flatnonzero(~in_validation)), split.select(np.flatnonzero(in_validation))
+    held_out = replace(split.select(np.flatnonzero(in_validation)), changes=())
+    return split.select(np.flatnonzero(~in_validation)), held_out
+
+
+def split_folds(split: RawSplit, folds: int, *, seed: int = 0, stratify: str | None = None) -> list[np.ndarray]:
+    """Divide rows into folds for cross-validation, the same ones for the same seed.
+
+    Args:
+        split: the rows to divide.
+        folds: number of folds, at least 2.
+        seed: seed of the draw.
+        stratify: a column whose values are dealt out evenly: the rows of a value in two folds differ by one at most, as
+            do the folds themselves. Columns of lists, mappings or fractional numbers are not stratified by.
+
+    Returns:
+        For each fold the positions of its rows, in ascending order; every row is in exactly one.
+
+    Raises:
+        DataError: there are fewer rows than folds.
+        SpecError: `folds` is less than 2.
+
+    Example:
+        >>> rows = datasets.Dataset.from_dict({"label": ["a"] * 4 + ["b"] * 2})
+        >>> [len(fold) for fold in split_folds(RawSplit(rows, (Source("x"),)), 2, stratify="label")]
+        [3, 3]
+    """
+    if folds < 2:
+        raise SpecError(f"folds is {folds!r}", mend="give at least 2")
+    if len(split.dataset) < folds:
+        rows = f"{len(split.dataset)} row" + "s" * (len(split.dataset) > 1)
+        raise DataError(f"{rows} for {folds} folds", where=split.sources[0].name, mend="give more rows or fewer folds")
+    rng = np.random.default_rng(seed)
+    # One deal over all groups: each begins at the fold at which the one before it ended.
+    dealt = np.concatenate([rng.permutation(group) for group in _groups(split.dataset, stratify)])
+    return [np.sort(dealt[fold::folds]) for fold in range(folds)]
 
 
 def _groups(dataset: datasets.Dataset, stratify: str | None) -> list[np.ndarray]:
@@ -265,11 +339,7 @@ def _quotas(sizes: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndar
 # ---------------------------------------------------------------------- Hub and dataset folders
 
 
-def _load_from_hub(path: str, name: str | None, split: str, revision: str | None) -> datasets.Dataset:
-    return datasets.load_dataset(path, name, split=split, revision=revision)
-
-
-def _load_folder(folder: Path, name: str | None, split: str) -> datasets.Dataset:
+def _load_folder(folder: Path, name: str | None, split: str, *, streaming: bool) -> Any:
     """Load a folder of data files, or one that `save_to_disk` wrote, without progress bars."""
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -281,7 +351,7 @@ def _load_folder(folder: Path, name: str | None, split: str) -> datasets.Dataset
             return splits[split]
         if (folder / "state.json").exists():
             return datasets.Dataset.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder.absolute()), name, split=split)
+        return datasets.load_dataset(str(folder.absolute()), name, split=split, streaming=streaming)
     finally:
         if not quiet:
             datasets.enable_progress_bars()
@@ -290,9 +360,10 @@ def _load_folder(folder: Path, name: str | None, split: str) -> datasets.Dataset
 # ---------------------------------------------------------------------- finding files
 
 
-def _find_files(patterns: Sequence[str], base: Path) -> list[DataFile]:
+def find_files(patterns: str | Sequence[str], *, base: Path) -> list[DataFile]:
+    """Return the files that a path, a pattern or a list of them names, each once; as in `read_files`."""
     found: dict[Path, DataFile] = {}
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for written in _matches(pattern, base):
             path = base / Path(written).expanduser()
             found.setdefault(path.resolve(), _data_file(path, written))

@@ -11,11 +11,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from hf_mtl.configuration import TaskSpec
+from hf_mtl.configuration import ARCHITECTURE, TaskSpec, check_architecture
+from hf_mtl.data.own_encoder import OwnEncoder
+from hf_mtl.data.refinement_keys import DATASET_REFINEMENT, REFINEMENT, check_refinement, moved_files
 from hf_mtl.data.yaml import read_yaml, write_yaml
 from hf_mtl.errors import HfMtlError, RecipeError, one_of
 
 SPLITS = ("train", "validation", "test")
+KEYS = ("encoder", "datasets", "tasks", "training", "max_length", "search", "card", *ARCHITECTURE, *REFINEMENT)
+CARD_KEYS = ("name", "license", "language")
+"""The keys of a recipe."""
+NOT_TEXT = {"streaming": bool, "rows": int, "shuffle_buffer": int}
+"""The keys of a dataset whose values are not text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class DatasetSource:
 
     Args:
         train: file, pattern or list of them with training rows; for Hub datasets the name of the split.
-        validation: the same for validation; left out, a seeded part of train is set aside.
+        validation: the same for validation; left out, a seeded part of train is set aside (but not of a stream).
         test: the same for the test split.
         path: id of a dataset on the Hub (or a dataset folder), instead of files.
         name: configuration of a Hub dataset.
@@ -33,6 +40,12 @@ class DatasetSource:
         text_pair: column of the second text of a pair.
         tokens: column of tokens, instead of `text`.
         columns: names of the columns of CoNLL files.
+        streaming: whether training reads its rows (jsonl, Parquet, Hub) as it goes, for data larger than memory.
+        rows: number of training rows of a streamed Hub dataset that does not say it.
+        shuffle_buffer: rows of a stream that are in memory to be shuffled; 10,000 where not given.
+        cleaning: steps that clean its rows, see `hf_mtl.data.cleaning`; `None` takes the recipe's.
+        deduplicate: `exact` or `near` drops training rows whose text stands in an earlier one; `None` as above.
+        augmentation: operations that add training rows, see `hf_mtl.data.augmentation`.
     """
 
     train: str | tuple[str, ...] | None = None
@@ -45,8 +58,16 @@ class DatasetSource:
     text_pair: str | None = None
     tokens: str | None = None
     columns: tuple[str, ...] | None = None
+    streaming: bool = False
+    rows: int | None = None
+    shuffle_buffer: int | None = None
+    cleaning: Any = None
+    deduplicate: str | None = None
+    augmentation: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
+        self._check_streaming()
+        check_refinement({key: getattr(self, key) for key in DATASET_REFINEMENT}, streaming=self.streaming)
         for key in ("name", "revision") if self.path is None else ("columns",):
             if getattr(self, key) is not None:
                 kind = "files" if self.path is None else "a Hub dataset"
@@ -66,6 +87,18 @@ class DatasetSource:
             )
         if self.tokens is not None and self.text_pair is not None:
             raise RecipeError("text_pair is given with tokens", mend="give pairs as text and text_pair")
+
+    def _check_streaming(self) -> None:
+        if not self.streaming:
+            for key in ("rows", "shuffle_buffer"):
+                if getattr(self, key) is not None:
+                    raise RecipeError(f"{key} is given without streaming", mend=f"leave {key} out, or set streaming")
+        elif self.path is None and self.rows is not None:
+            raise RecipeError("rows is given for files, whose rows are counted", mend="leave rows out")
+        elif self.path is None and self.train is None:
+            raise RecipeError("streaming is set without training files", mend="leave streaming out, or name train")
+        elif self.columns is not None:
+            raise RecipeError("streaming is set for CoNLL files", mend="leave streaming out, or convert them to jsonl")
 
     @property
     def input_columns(self) -> dict[str, str]:
@@ -88,28 +121,59 @@ class Recipe:
     """What to train: encoder, datasets, tasks and training arguments.
 
     Args:
-        encoder: Hub id or folder of the encoder.
+        encoder: Hub id or folder of the encoder, or the description of one with random weights.
         datasets: the datasets by name.
         tasks: the tasks, in the order of the heads.
         training: training arguments by name.
+        architecture: how tasks share and hear each other: the keys in `ARCHITECTURE`, as `MultiTaskConfig` takes them.
+        refinement: what is done to the rows of all datasets: the keys in `REFINEMENT`.
         max_length: tokens a row may have; `None` takes what encoder and tokenizer allow, at most 512.
+        search: training arguments that `hf-mtl tune` searches, and among which values; see `hf_mtl.training.space`.
+        card: what the model card says that training cannot know: `name`, `license` and `language` (a code or several).
         base: folder that relative paths start from.
     """
 
-    encoder: str
+    encoder: str | OwnEncoder
     datasets: dict[str, DatasetSource]
     tasks: tuple[TaskSource, ...]
     training: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict)
+    refinement: dict[str, Any] = field(default_factory=dict)
     max_length: int | None = None
+    search: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
     base: Path = Path()
 
     @property
     def encoder_path(self) -> str:
-        """The encoder as `from_pretrained` takes it: a folder beside the recipe goes before the Hub."""
-        folder = self.base / Path(self.encoder).expanduser()
-        if folder.is_dir() or self.encoder.startswith((".", "~")):
-            return str(folder)
-        return self.encoder
+        """The encoder as `from_pretrained` takes it: a folder beside the recipe goes before the Hub.
+
+        Raises:
+            RecipeError: the recipe describes an encoder; `RecipeData.encoder` is it.
+        """
+        if isinstance(self.encoder, OwnEncoder):
+            raise RecipeError("encoder is an encoder with random weights", mend="name a pretrained encoder")
+        return self.place_of(self.encoder)
+
+    def place_of(self, name: str) -> str:
+        """Return what `from_pretrained` takes for the name of a folder beside the recipe, or on the Hub."""
+        folder = self.base / Path(name).expanduser()
+        return str(folder) if folder.is_dir() or name.startswith((".", "~")) else name
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder as people name it, without the way to a folder."""
+        if isinstance(self.encoder, OwnEncoder):
+            return f"{self.encoder.type} with random weights"
+        return Path(self.encoder).name if Path(self.encoder_path).is_dir() else self.encoder
+
+    def architecture_of(self, tasks: Sequence[TaskSpec]) -> dict[str, Any]:
+        """Return the architecture for some of the tasks: a graph of tasks without the others."""
+        graph, names = self.architecture.get("interaction_graph"), {spec.name for spec in tasks}
+        if graph is None:
+            return self.architecture
+        kept = {task: [other for other in heard if other in names] for task, heard in graph.items() if task in names}
+        return {**self.architecture, "interaction_graph": kept}
 
     def tasks_of(self, dataset: str) -> list[TaskSource]:
         """Return the tasks whose labels stand in a dataset."""
@@ -135,23 +199,38 @@ class Recipe:
 
         datasets: dict[str, Any] = {}
         for name, source in self.datasets.items():
-            values = {f.name: getattr(source, f.name) for f in fields(source) if getattr(source, f.name) is not None}
+            values = {f.name: getattr(source, f.name) for f in fields(source) if getattr(source, f.name) != f.default}
             if source.path is not None:
                 values["path"] = moved(source.path) if is_folder(source.path) else source.path
             for split in SPLITS if source.path is None else ():
                 if split in values:
                     files = values[split]
                     values[split] = moved(files) if isinstance(files, str) else [moved(file) for file in files]
+            if source.augmentation is not None:
+                values["augmentation"] = moved_files(source.augmentation, moved)
             datasets[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        encoder: Any = self.encoder
+        if isinstance(encoder, OwnEncoder):
+            place = encoder.tokenizer
+            encoder = encoder.to_dict()
+            if place is not None:
+                encoder["tokenizer"] = moved(place) if is_folder(place) else place
+        elif is_folder(encoder):
+            encoder = moved(encoder)
         recipe: dict[str, Any] = {
-            "encoder": moved(self.encoder) if is_folder(self.encoder) else self.encoder,
+            "encoder": encoder,
             "datasets": datasets,
             "tasks": [{**task.spec.to_dict(), "dataset": task.dataset, "label": task.label} for task in self.tasks],
         }
+        recipe |= self.architecture | self.refinement
         if self.max_length is not None:
             recipe["max_length"] = self.max_length
         if self.training:
             recipe["training"] = dict(self.training)
+        if self.search:
+            recipe["search"] = dict(self.search)
+        if self.card:
+            recipe["card"] = dict(self.card)
         return recipe
 
     def to_yaml(self, *, relative_to: Path | None = None) -> str:
@@ -180,12 +259,15 @@ def read_recipe(path: str | Path, *, training: Mapping[str, Any] | None = None) 
 
 def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None = None) -> Recipe:
     """Make a recipe from plain values; arguments and errors as in `read_recipe`."""
-    values = _mapping(values, "the recipe", known=("encoder", "datasets", "tasks", "training", "max_length"))
+    values = _mapping(values, "the recipe", known=KEYS)
     for key in ("encoder", "datasets", "tasks"):
         if not values.get(key):
             raise RecipeError(f"the key {key!r} is missing or empty", mend="a recipe has encoder, datasets and tasks")
-    if not isinstance(values["encoder"], str):
-        raise RecipeError(f"encoder is {values['encoder']!r}", mend="give a Hub id or a folder")
+    encoder = values["encoder"]
+    if isinstance(encoder, dict):
+        encoder = OwnEncoder.read(cast(dict[str, Any], encoder))
+    elif not isinstance(encoder, str):
+        raise RecipeError(f"encoder is {encoder!r}", mend="give a Hub id or a folder, or {type: lstm}")
     max_length = values.get("max_length")
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 8):
         raise RecipeError(f"max_length is {max_length!r}", mend="give a whole number of tokens, at least 8")
@@ -198,15 +280,41 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
             mend="write each task as '- {name: ..., type: ..., dataset: ..., label: ...}'",
         )
     tasks = tuple(_task(task, number, datasets) for number, task in enumerate(values["tasks"], start=1))
+    for task in tasks:
+        check_windows(task, datasets[task.dataset])
     _refuse_twins(tasks)
+    architecture = {key: values[key] for key in ARCHITECTURE if values.get(key) is not None}
+    check_architecture(architecture, [task.spec.name for task in tasks])
+    refinement = {key: values[key] for key in REFINEMENT if values.get(key) is not None}
+    check_refinement(refinement, streaming=any(source.streaming for source in datasets.values()))
     return Recipe(
-        encoder=values["encoder"],
+        encoder=encoder,
         datasets={name: source for name, source in datasets.items() if any(t.dataset == name for t in tasks)},
         tasks=tasks,
-        training={**_training(values.get("training")), **(training or {})},
+        training={**_arguments(values, "training"), **(training or {})},
+        architecture=architecture,
+        refinement=refinement,
         max_length=max_length,
+        search=_arguments(values, "search"),
+        card=_card(values.get("card")),
         base=base,
     )
+
+
+def check_windows(task: TaskSource, source: DatasetSource) -> None:
+    """Check that the rows of a task that has a stride can be read in windows.
+
+    Raises:
+        RecipeError: they are pairs of texts, or streamed.
+    """
+    problem = "are streamed" if source.streaming else "are pairs of texts" if source.text_pair is not None else None
+    if task.spec.stride is not None and problem is not None:
+        raise RecipeError(
+            f"stride is {task.spec.stride}, but the rows of dataset {task.dataset!r} {problem}, which are not read in "
+            "windows",
+            where=f"task {task.spec.name!r}",
+            mend="leave stride out" + (", or streaming" if source.streaming else ""),
+        )
 
 
 def near(name: object, known: Sequence[str]) -> str:
@@ -220,12 +328,22 @@ def near(name: object, known: Sequence[str]) -> str:
     return f"did you mean {matches[0]!r}?" if matches else f"use {one_of(known)}"
 
 
-def _training(values: Any) -> dict[str, Any]:
-    arguments = {} if values is None else _mapping(values, "training")
-    for key in arguments:
-        if not isinstance(cast(object, key), str):
-            raise RecipeError(f"the key {key!r} is not text", where="training", mend="name a training argument")
+def _arguments(recipe: Mapping[str, Any], key: str) -> dict[str, Any]:
+    arguments = {} if recipe.get(key) is None else _mapping(recipe[key], key)
+    for name in arguments:
+        if not isinstance(cast(object, name), str):
+            raise RecipeError(f"the key {name!r} is not text", where=key, mend="name a training argument")
     return arguments
+
+
+def _card(values: Any) -> dict[str, Any]:
+    card = {} if values is None else _mapping(values, "card", known=CARD_KEYS)
+    for key, value in card.items():
+        several = key == "language" and isinstance(value, list)
+        texts: list[Any] = value if several else [value]
+        if not (texts and all(isinstance(text, str) and text for text in texts)):
+            raise RecipeError(f"{key} is {_shown(value)}", where="card", mend="give text")
+    return card
 
 
 def _dataset_name(name: Any) -> str:
@@ -239,6 +357,11 @@ def _dataset(name: str, values: Any) -> DatasetSource:
     try:
         values = _mapping(values, "the dataset", known=known)
         for key, value in values.items():
+            if key in DATASET_REFINEMENT:
+                continue
+            if key in NOT_TEXT:
+                _check_value(key, value)
+                continue
             many = key in (*SPLITS, "columns")
             texts = value if isinstance(value, list) and many else [value]
             if value is not None and not (texts and all(isinstance(text, str) and text for text in texts)):
@@ -251,6 +374,15 @@ def _dataset(name: str, values: Any) -> DatasetSource:
         return DatasetSource(**frozen)
     except HfMtlError as error:
         raise error.at(f"dataset {name!r}") from None
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Check a value of a dataset that is not text."""
+    if NOT_TEXT[key] is bool:
+        if not isinstance(value, bool):
+            raise RecipeError(f"{key} is {_shown(value)}", mend="give true or false")
+    elif value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise RecipeError(f"{key} is {_shown(value)}", mend="give a whole number, at least 1")
 
 
 def _task(values: Any, number: int, datasets: Mapping[str, DatasetSource]) -> TaskSource:

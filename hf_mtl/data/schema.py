@@ -5,11 +5,42 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from hf_mtl.configuration import POOLINGS, SCHEMES, TaskSpec
+from hf_mtl.configuration import (
+    INTERACTIONS,
+    MIN_LENGTH,
+    POOLING_KINDS,
+    SCHEMES,
+    SHARINGS,
+    MultiTaskConfig,
+    TaskSpec,
+)
+from hf_mtl.data.own_encoder import OwnEncoder
 from hf_mtl.data.recipe import DatasetSource
+from hf_mtl.data.refinement_keys import DATASET_REFINEMENT, REFINEMENT, refinement_schema
 from hf_mtl.registry import HEADS
 
 _TEXT = {"type": "string", "minLength": 1}
+_VALUES: dict[str, Any] = {"type": "array", "minItems": 1}
+_RANGE: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "low": {"type": "number"},
+        "high": {"type": "number"},
+        "log": {"enum": [True, False], "description": "whether the logarithm is drawn evenly"},
+        "step": {"type": "number"},
+        "values": _VALUES,
+        "when": {"type": "object", "description": "values of other arguments, without which this one is left out"},
+    },
+}
+_ARCHITECTURE: dict[str, dict[str, Any]] = {
+    "sharing": {"enum": [*SHARINGS, None]},
+    "sharing_strength": {"type": "number", "minimum": 0},
+    "sharing_size": {"type": "integer", "minimum": 1},
+    "interaction": {"enum": [*INTERACTIONS, None]},
+    "interaction_heads": {"type": "integer", "minimum": 1},
+    "interaction_graph": {"type": "object", "additionalProperties": {"type": "array", "items": _TEXT}},
+}
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -17,12 +48,20 @@ def recipe_schema() -> dict[str, Any]:
     task_keys = {f.name: _schema_type(str(f.type)) for f in fields(TaskSpec)}
     task_keys |= {
         "type": {"enum": list(HEADS.names())},
-        "pooling": {"enum": [*POOLINGS, None]},
+        "pooling": {"enum": [*POOLING_KINDS, None]},
         "scheme": {"enum": [*SCHEMES, None]},
+        "max_length": {"anyOf": [{"type": "integer", "minimum": MIN_LENGTH}, {"type": "null"}]},
+        "stride": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]},
+        "class_weights": {
+            "anyOf": [{"type": "array", "items": {"type": "number"}}, {"enum": ["balanced"]}, {"type": "null"}]
+        },
         "dataset": _TEXT,
         "label": _TEXT,
     }
+    encoder_keys = {f.name: _schema_type(str(f.type)) for f in fields(OwnEncoder)} | {"type": {"enum": ["lstm"]}}
+    refinement = refinement_schema()
     dataset_keys = {f.name: _schema_type(str(f.type)) for f in fields(DatasetSource)}
+    dataset_keys |= {key: refinement[key] for key in DATASET_REFINEMENT}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "hf_mtl recipe",
@@ -30,7 +69,18 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["encoder", "datasets", "tasks"],
         "properties": {
-            "encoder": {**_TEXT, "description": "Hub id or folder of the encoder"},
+            "encoder": {
+                "description": "Hub id or folder of the encoder, or the description of one with random weights",
+                "anyOf": [
+                    _TEXT,
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["type"],
+                        "properties": _described(encoder_keys, OwnEncoder),
+                    },
+                ],
+            },
             "max_length": {"type": "integer", "minimum": 8, "description": "tokens a row may have"},
             "training": {"type": "object", "description": "any training argument"},
             "datasets": {
@@ -52,12 +102,30 @@ def recipe_schema() -> dict[str, Any]:
                     "properties": _described(task_keys, TaskSpec),
                 },
             },
+            "card": {
+                "type": "object",
+                "description": "what the model card says that training cannot know",
+                "additionalProperties": False,
+                "properties": {
+                    "name": _TEXT,
+                    "license": _TEXT,
+                    "language": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]},
+                },
+            },
+            "search": {
+                "type": "object",
+                "description": "training arguments that hf-mtl tune searches: a list of values, or low and high",
+                "additionalProperties": {"anyOf": [_VALUES, _RANGE]},
+            },
+            **_described(_ARCHITECTURE, MultiTaskConfig),
+            **{key: refinement[key] for key in REFINEMENT},
         },
     }
 
 
 def _schema_type(annotation: str) -> dict[str, Any]:
-    item: dict[str, Any] = {"type": "number"} if "float" in annotation else _TEXT
+    numbers = {"float": {"type": "number"}, "bool": {"type": "boolean"}, "int": {"type": "integer", "minimum": 1}}
+    item: dict[str, Any] = next((schema for name, schema in numbers.items() if name in annotation), _TEXT)
     options: list[dict[str, Any]] = [] if annotation.startswith("tuple") else [item]
     if "tuple" in annotation:
         options.append({"type": "array", "items": item})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.errors import SpecError
+from hf_mtl.errors import DataError, SpecError
 from hf_mtl.evaluation.counting import check_lengths
 from hf_mtl.evaluation.metrics import TaskMetric, load_metric
 
@@ -72,7 +72,64 @@ def bootstrap_intervals(
         metric.scores(statistics, draw_weights(rows, min(chunk, resamples - start), generator))
         for start in range(0, resamples, chunk)
     ]
-    return {key: _percentiles(np.concatenate([part[key] for part in parts]), level) for key in metric.keys}
+    return {key: percentiles(np.concatenate([part[key] for part in parts]), level) for key in metric.keys}
+
+
+def paired_differences(
+    metric: TaskMetric,
+    key: str,
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    *,
+    resamples: int = 1000,
+    seed: int | Sequence[int] = 0,
+) -> np.ndarray:
+    """Return by how much one model scores above another in bootstrap resamples of the rows that both answered.
+
+    Both are scored on the same rows of every resample, so what makes rows hard for both cancels out, and the spread is
+    that of the difference alone. Where a side has several runs, their scores are averaged.
+
+    Args:
+        metric: the metric.
+        key: the value of it that is compared.
+        first: statistics of the rows (`metric.statistics`) for each run of one side, each `(rows, k)`; `k` may differ.
+        second: the same for the other side, over the same rows in the same order.
+        resamples: number of resamples, at least 1.
+        seed: seed of the draws; the same seed and number of rows give the same draws.
+
+    Returns:
+        Mean score of `second` less mean score of `first`, `(resamples,)`; NaN where one is not defined.
+
+    Raises:
+        SpecError: `resamples` is less than 1.
+        DataError: there are no rows, or not the same number of them everywhere.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 8.6 (paired data).
+
+    Example:
+        >>> metric = load_metric("classification")
+        >>> answers = ["a"] * 60 + ["b"] * 40
+        >>> one = metric.statistics(answers, ["a"] * 100)
+        >>> paired_differences(metric, "accuracy", [one], [one], resamples=3).tolist()
+        [0.0, 0.0, 0.0]
+    """
+    if resamples < 1:
+        raise SpecError(f"resamples is {resamples}", mend="give at least 1")
+    sizes = {len(statistics) for statistics in (*first, *second)}
+    if len(sizes) != 1 or 0 in sizes or not first or not second:
+        raise DataError(
+            f"statistics of {', '.join(map(str, sorted(sizes))) or 'no'} rows are compared",
+            mend="give those of the same rows, at least one",
+        )
+    rows = sizes.pop()
+    generator = np.random.default_rng(seed)
+    chunk = max(1, CELLS_PER_CHUNK // rows)
+    parts: list[np.ndarray] = []
+    for start in range(0, resamples, chunk):
+        weights = draw_weights(rows, min(chunk, resamples - start), generator)
+        means = [np.mean([metric.scores(run, weights)[key] for run in side], axis=0) for side in (first, second)]
+        parts.append(means[1] - means[0])
+    return np.concatenate(parts)
 
 
 def draw_weights(rows: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
@@ -89,7 +146,13 @@ def draw_weights(rows: int, resamples: int, generator: np.random.Generator) -> n
     return np.bincount(drawn.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float64)
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+def percentiles(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the ends between which a share `level` of the defined values lies; NaN where none is defined.
+
+    Example:
+        >>> percentiles(np.array([0.0, 1.0, 2.0, math.nan]), 0.5)
+        (0.5, 1.5)
+    """
     defined = values[~np.isnan(values)]
     if not len(defined):
         return math.nan, math.nan

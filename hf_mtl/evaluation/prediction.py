@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hf_mtl.configuration import select_tasks
 from hf_mtl.data.collator import MultiTaskCollator
-from hf_mtl.data.encoding import Inputs, encode, words_of
-from hf_mtl.model.heads.base import Words
+from hf_mtl.data.encoding import Inputs, encode
+from hf_mtl.data.windows import Layout, merge_windows, reading_of
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
 from hf_mtl.registry import HEADS
 
@@ -63,6 +63,28 @@ def length_batches(lengths: np.ndarray, *, batch_size: int, max_tokens: int) -> 
     return batches
 
 
+def row_batches(
+    layout: Layout, lengths: np.ndarray, *, batch_size: int, max_tokens: int, process: tuple[int, int] = (0, 1)
+) -> list[np.ndarray]:
+    """Cut encoded rows into batches as `length_batches` does; those of rows of several windows stand apart, and first.
+
+    Args:
+        layout: which encoded rows belong together.
+        lengths: tokens per encoded row, `(num_encoded,)`.
+        batch_size: encoded rows a batch may have.
+        max_tokens: tokens a batch may have, padding included.
+        process: this process's number and the number of processes, which share the batches; the windows of a row all
+            go to one of them.
+    """
+    rank, world = process
+    several = layout.windows[layout.rows] > 1
+    own = np.flatnonzero(several & (layout.rows % world == rank))
+    alone = np.flatnonzero(~several)
+    windows = length_batches(lengths[own], batch_size=batch_size, max_tokens=max_tokens)
+    single = length_batches(lengths[alone], batch_size=batch_size, max_tokens=max_tokens)[rank::world]
+    return [own[batch] for batch in windows] + [alone[batch] for batch in single]
+
+
 def predict_batches(
     model: MultiTaskModel,
     collator: MultiTaskCollator,
@@ -81,47 +103,94 @@ def predict_batches(
         tasks: the tasks whose heads run; all where not given.
     """
     for rows in batches:
-        batch = collator(_rows(features, rows))
-        inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
-        with evaluation_mode(model), torch.inference_mode():
-            output = model(**inputs, tasks=tasks)
-        logits = {task: values.float().cpu().numpy() for task, values in (output.logits or {}).items()}
-        yield PredictedBatch(rows, batch, output, logits)
+        with evaluation_mode(model):
+            predicted = predict_batch(model, collator, features, rows, tasks=tasks)
+        yield predicted
+
+
+def predict_batch(
+    model: Any, collator: MultiTaskCollator, features: Any, rows: np.ndarray, *, tasks: Sequence[str] | None = None
+) -> PredictedBatch:
+    """Run a model over one batch, in the mode it is in and without gradients; arguments as in `predict_batches`."""
+    batch = collator(_rows(features, rows))
+    inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+    with torch.inference_mode():
+        output = model(**inputs, tasks=tasks)
+    logits = {task: values.float().cpu().numpy() for task, values in (output.logits or {}).items()}
+    return PredictedBatch(rows, batch, output, logits)
 
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Generator[None]:
-    """Switch dropout off inside the block."""
-    was_training = model.training
+    """Switch dropout off inside the block; afterwards each module has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
-def decode_batch(
-    model: MultiTaskModel, predicted: PredictedBatch, words: Sequence[Words | None]
-) -> Iterator[tuple[int, Answers]]:
-    """Turn a batch's logits into answers.
+class RowLogits:
+    """The logits of rows, from those of the windows they are read in, and the answers made from them.
+
+    A task that has a stride takes what `merge_windows` makes of a row's windows, another the first window.
 
     Args:
-        model: the model that made the logits.
-        predicted: the batch.
-        words: the words of all rows that were handed in, `None` for rows without.
-
-    Yields:
-        The row's place in what was handed in, and its answer for each task.
+        model: the model that makes the logits.
+        layout: which encoded rows are the windows of which row.
     """
-    lengths = predicted.batch["attention_mask"].sum(dim=1).tolist()
-    specs = [spec for spec in model.specs if spec.name in predicted.logits]
-    heads = [(spec, HEADS.get(spec.type), predicted.logits[spec.name]) for spec in specs]
-    for place, row in enumerate(predicted.rows.tolist()):
-        answers: Answers = {}
-        for spec, head, logits in heads:
-            own = logits[place] if head.pooled else logits[place, : lengths[place]]
-            answers[spec.name] = head.decode(spec, own, words[row])
-        yield row, answers
+
+    def __init__(self, model: MultiTaskModel, layout: Layout) -> None:
+        self.layout = layout
+        self._heads = [(spec, HEADS.get(spec.type)) for spec in model.specs]
+        self._waiting: dict[int, dict[int, dict[str, np.ndarray]]] = {}  # row -> number of the window -> logits
+
+    def take(self, predicted: PredictedBatch) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Take in a batch.
+
+        Yields:
+            Each row that is now complete, and its logits by task: `(num_labels,)`, or `(tokens, num_labels)` for
+            token-level tasks, padding cut off; tokens are those of all windows where the task reads them.
+        """
+        lengths = predicted.batch["attention_mask"].sum(dim=1).tolist()
+        for place, encoded in enumerate(predicted.rows.tolist()):
+            row = int(self.layout.rows[encoded])
+            own = {
+                spec.name: values[place] if head.pooled else values[place, : lengths[place]]
+                for spec, head in self._heads
+                if (values := predicted.logits.get(spec.name)) is not None
+            }
+            count = int(self.layout.windows[row])
+            if count > 1:
+                windows = self._waiting.setdefault(row, {})
+                windows[encoded - int(self.layout.starts[row])] = own
+                if len(windows) < count:
+                    continue
+                own = self._merged([self._waiting[row][number] for number in range(count)])
+                del self._waiting[row]
+            yield row, own
+
+    def _merged(self, windows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {
+            spec.name: windows[0][spec.name]
+            if spec.stride is None
+            else merge_windows(head, [own[spec.name] for own in windows])
+            for spec, head in self._heads
+            if spec.name in windows[0]
+        }
+
+    def answers(self, complete: Sequence[tuple[int, Mapping[str, np.ndarray]]]) -> list[tuple[int, Answers]]:
+        """Turn the logits of complete rows, as `take` gives them, into each row's answer for each task."""
+        answers: list[Answers] = [{} for _ in complete]
+        for spec, head in self._heads:
+            if complete and spec.name in complete[0][1]:
+                words = [self.layout.words_for(spec, row) for row, _ in complete]
+                found = head.decode_rows(spec, [logits[spec.name] for _, logits in complete], words)
+                for own, value in zip(answers, found, strict=True):
+                    own[spec.name] = value
+        return [(row, own) for (row, _), own in zip(complete, answers, strict=True)]
 
 
 def answer(
@@ -133,30 +202,27 @@ def answer(
     batch_size: int = 64,
     max_tokens: int = 16384,
 ) -> list[Answers]:
-    """Answer every task for every row, from one encoder pass a row.
+    """Answer every task for every row, from one encoder pass a row, or a window of a long row (see `TaskSpec.stride`).
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
         rows: the rows, with words where a task answers word by word (see `needs_words`).
         tasks: the tasks to answer; all where not given.
-        batch_size: rows a batch may have.
+        batch_size: rows, or windows of rows, that a batch may have.
         max_tokens: tokens a batch may have, padding included.
 
     Returns:
         Per row, in the order given, task name -> answer.
     """
-    encoded = encode(tokenizer, rows)
-    features = [
-        {"input_ids": ids, "token_type_ids": types}
-        for ids, types in zip(encoded.input_ids, encoded.token_type_ids, strict=True)
-    ]
-    words = [words_of(row, first) for row, first in zip(rows, encoded.first_tokens, strict=True)]
-    lengths = np.array([len(ids) for ids in encoded.input_ids], dtype=np.int64)
-    batches = length_batches(lengths, batch_size=batch_size, max_tokens=max_tokens)
+    encoded = encode(tokenizer, rows, reading_of(select_tasks(model.specs, tasks), tokenizer))
+    features, layout = list(encoded.features()), encoded.layout(rows)
+    lengths = np.array([len(feature["input_ids"]) for feature in features], dtype=np.int64)
+    batches = row_batches(layout, lengths, batch_size=batch_size, max_tokens=max_tokens)
     answers: list[Answers] = [{} for _ in rows]
+    merged = RowLogits(model, layout)
     for predicted in predict_batches(model, collator_for(model, tokenizer, tasks), features, batches, tasks=tasks):
-        for row, found in decode_batch(model, predicted, words):
+        for row, found in merged.answers(list(merged.take(predicted))):
             answers[row] = found
     return answers
 

@@ -12,10 +12,12 @@ import torch
 from hf_mtl.configuration import TaskSpec, select_tasks
 from hf_mtl.data.preparation import EncodedSplit
 from hf_mtl.data.recipe import TaskSource
+from hf_mtl.data.windows import Layout
 from hf_mtl.evaluation.intervals import bootstrap_intervals
 from hf_mtl.evaluation.metrics import TaskMetric, average, load_metric
 from hf_mtl.evaluation.mistakes import Judged, mistakes
-from hf_mtl.evaluation.prediction import Answers, collator_for, decode_batch, length_batches, predict_batches
+from hf_mtl.evaluation.prediction import Answers, RowLogits, collator_for, predict_batches, row_batches
+from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import HEADS
 
@@ -41,6 +43,11 @@ class TaskScores:
         """The metrics' values by key."""
         values = self.metric.compute(predictions=self._predictions, references=self._references)
         return dict(values or {})
+
+    @property
+    def statistics(self) -> np.ndarray:
+        """What the metrics are computed from, row by row: `(num_rows, k)`, see `TaskMetric.statistics`."""
+        return self.metric.statistics(self._predictions, self._references)
 
     def intervals(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return a bootstrap 95% interval per metric."""
@@ -108,20 +115,29 @@ def score(
     """
     judged: dict[str, list[Judged]] = {}
     sums: dict[str, np.ndarray] = {}
-    rank, world = process
-    plans = {name: length_batches(split.lengths, batch_size=batch_size, max_tokens=max_tokens)[rank::world]
-             for name, split in splits.items()}  # fmt: skip
+    layouts = {name: split.layout() for name, split in splits.items()}
+    plans = {
+        name: row_batches(layouts[name], split.lengths, batch_size=batch_size, max_tokens=max_tokens, process=process)
+        for name, split in splits.items()
+    }
     total, done = sum(map(len, plans.values())), 0
     for name, split in splits.items():
         names = [task.spec.name for task in split.tasks]
-        words = split.words()
+        layout, merged = layouts[name], RowLogits(model, layouts[name])
+        gold = {task.spec.name: split.gold(task) for task in split.tasks} if layout.windows.max(initial=1) > 1 else {}
         answers: list[tuple[int, Answers]] = []
         losses = {task: np.zeros(2) for task in names}
         collator = collator_for(model, tokenizer, names)
         for predicted in predict_batches(model, collator, split.features, plans[name], tasks=names):
-            answers.extend(decode_batch(model, predicted, words))
-            for task, rows in predicted.batch.get("rows", {}).items():
-                losses[task] += _loss(model, task, predicted.logits[task], predicted.batch["labels"][task], rows)
+            in_windows = layout.windows[layout.rows[predicted.rows[0]]] > 1  # then so are all rows of the batch
+            complete = list(merged.take(predicted))
+            answers.extend(merged.answers(complete))
+            for row, logits in complete if in_windows else ():
+                for task in names:
+                    losses[task] += _row_loss(model.head(task), logits[task], gold[task][row], layout, row)
+            for task, rows in predicted.batch.get("rows", {}).items() if not in_windows else ():
+                labels = predicted.batch["labels"][task]
+                losses[task] += _loss(model.head(task), predicted.logits[task], labels, rows)
             done += 1
             if on_batch is not None:
                 on_batch(done, total)
@@ -142,11 +158,19 @@ def _scores(spec: TaskSpec, rows: list[Judged], loss: np.ndarray) -> TaskScores:
     return TaskScores(spec, metric, rows, float(loss[0] / loss[1]) if loss[1] else float("nan"))
 
 
-def _loss(model: MultiTaskModel, task: str, logits: np.ndarray, labels: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
+def _loss(head: TaskHead, logits: np.ndarray, labels: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
     """Return the sum of the losses of a batch's labelled items, and what it is divided by."""
-    head = model.head(task)
     own, wanted = torch.from_numpy(logits)[rows], labels[rows]
-    return np.array([float(head.loss_sum(own, wanted)), float(head.num_items(wanted))])
+    return np.array([float(head.loss_sum(own, wanted)), float(head.num_items(head.spec, wanted))])
+
+
+def _row_loss(head: TaskHead, logits: np.ndarray, gold: Any, layout: Layout, row: int) -> np.ndarray:
+    """Return the same of one row that was read in windows, from its merged logits, so that it counts once."""
+    if gold is None:
+        return np.zeros(2)
+    label = head.encode(head.spec, gold, layout.words_for(head.spec, row), len(logits))
+    labels = head.collate(head.spec, [label], len(logits))
+    return _loss(head, logits[None], labels, torch.zeros(1, dtype=torch.int64))
 
 
 def _judge(split: EncodedSplit, task: TaskSource, answers: Mapping[int, Answers]) -> list[Judged]:

@@ -7,31 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hf_mtl.data.encoding import Inputs, read_inputs
-from hf_mtl.errors import DataError
-from hf_mtl.evaluation.prediction import Answers, answer, needs_words
-from hf_mtl.inference.files import check_files, is_table, read_rows, write_rows
+from hf_mtl.inference.files import check_files, is_table, part_format, read_rows
+from hf_mtl.inference.identity import identity
+from hf_mtl.inference.parts import Parts
+from hf_mtl.inference.predictor import Columns, Predictor
 from hf_mtl.model.modeling import MultiTaskModel
 
+__all__ = [
+    "CHUNK_ROWS", "FIRST_ROWS", "Columns", "Predictor", "Throughput", "cut_chunks", "predict_file", "predict_rows",
+]  # fmt: skip
+
+Row = TypeVar("Row")
+
 CHUNK_ROWS = 4096
-"""Rows read, sorted by length and answered together."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which fields of a row are read: `text` (with `text_pair`) where the row has one, else `tokens`.
-
-    Args:
-        text: field of the text; `None` reads tokens alone.
-        text_pair: field of the second text.
-        tokens: field of the tokens.
-    """
-
-    text: str | None = "text"
-    text_pair: str = "text_pair"
-    tokens: str = "tokens"
+"""Rows read, sorted by length, answered together, and kept when the run is killed."""
+FIRST_ROWS = 512
+"""Rows of the first chunk of a file: nothing can be computed until they are tokenized."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +36,39 @@ class Throughput:
         errors: those of them that could not be answered.
         seconds: from the first row read to the last row written; loading the model is left out.
         first_error: what was wrong with the first of them.
+        continued: those of the rows that an earlier run had answered.
+        tokens: tokens read in this run, special tokens included.
+        precision: what products were computed in.
     """
 
     rows: int
     errors: int
     seconds: float
     first_error: str | None = None
+    continued: int = 0
+    tokens: int = 0
+    precision: str = "fp32"
 
     @property
     def rows_per_second(self) -> float:
-        """Rows a second."""
-        return self.rows / max(self.seconds, 1e-9)
+        """Rows of this run a second."""
+        return (self.rows - self.continued) / max(self.seconds, 1e-9)
 
-    def to_dict(self) -> dict[str, float]:
-        """Return `rows`, `errors`, `seconds` and `rows_per_second`."""
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of this run a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `rows`, `errors`, `continued`, `seconds`, `rows_per_second`, `tokens_per_second` and `precision`."""
         return {
             "rows": self.rows,
             "errors": self.errors,
+            "continued": self.continued,
             "seconds": self.seconds,
             "rows_per_second": self.rows_per_second,
+            "tokens_per_second": self.tokens_per_second,
+            "precision": self.precision,
         }
 
 
@@ -73,10 +80,16 @@ def predict_file(
     *,
     tasks: Sequence[str] | None = None,
     columns: Columns | None = None,
-    batch_size: int = 64,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    compile: bool = False,
     on_rows: Callable[[int], None] | None = None,
 ) -> Throughput:
     """Answer every row of a file and write the rows with their predictions.
+
+    Finished chunks are kept beside the target until all are: called again after it was killed, it goes on where it
+    was, and the output is the same to the byte. See `hf_mtl.inference.parts`.
 
     Args:
         model: the model.
@@ -85,7 +98,10 @@ def predict_file(
         target: jsonl or parquet; replaced when the last row is written, untouched until then.
         tasks: the tasks to answer; all where not given.
         columns: the fields to read.
-        batch_size: rows a batch may have.
+        precision: `"auto"`, `"fp32"`, `"bf16"` or `"fp16"`; see `Predictor`. `"fp32"` gives the answers of `evaluate`.
+        batch_size: rows a batch may have; as many as `max_tokens` allow where not given.
+        max_tokens: tokens a batch may have, padding included; chosen by the device where not given.
+        compile: whether to compile the model.
         on_rows: called with the number of rows written so far.
 
     Returns:
@@ -94,23 +110,30 @@ def predict_file(
 
     Raises:
         DataError: the file cannot be read at all.
-        OutputError: the target cannot be written.
-        SpecError: the model has no such task.
+        OutputError: the target cannot be written, or another run is writing it.
+        SpecError: the model has no such task, or an argument cannot be.
     """
     source, target = Path(source), Path(target)
     check_files(source, target)
-    columns = columns or Columns()
-    rows = read_rows(source)
-    if is_table(source):
-        # An empty cell is no second text, in training too.
-        rows = ({**row, columns.text_pair: row[columns.text_pair] or None} if columns.text_pair in row else row
-                for row in rows)  # fmt: skip
     start = time.perf_counter()
-    counted = _Counted(
-        predict_rows(model, tokenizer, rows, tasks=tasks, columns=columns, batch_size=batch_size), on_rows
+    predictor = Predictor(
+        model, tokenizer, tasks=tasks, columns=columns, precision=precision,
+        batch_size=batch_size, max_tokens=max_tokens, compile=compile,
+    )  # fmt: skip
+    job = identity(predictor, source) | {"rows of a part": [FIRST_ROWS, CHUNK_ROWS]}
+    with Parts(target, job, part_format(target)) as parts:
+        continued = parts.rows
+        rows = islice(_file_rows(source, predictor.columns), continued, None)
+        chunks = cut_chunks(rows, CHUNK_ROWS, first=None if continued else FIRST_ROWS)
+        for answered in predictor.chunks(chunks, ahead=1):
+            parts.add(answered)
+            if on_rows is not None:
+                on_rows(parts.rows)
+        parts.merge()
+    seconds = time.perf_counter() - start
+    return Throughput(
+        parts.rows, parts.errors, seconds, parts.first_error, continued, predictor.tokens, predictor.precision
     )
-    write_rows(counted, target)
-    return Throughput(counted.rows, counted.errors, time.perf_counter() - start, counted.first_error)
 
 
 def predict_rows(
@@ -120,7 +143,9 @@ def predict_rows(
     *,
     tasks: Sequence[str] | None = None,
     columns: Columns | None = None,
-    batch_size: int = 64,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
     chunk_rows: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Answer rows as they come, a chunk at a time; arguments as in `predict_file`.
@@ -131,61 +156,35 @@ def predict_rows(
     Yields:
         Each row in its order, with `predictions` or `error`, which take the place of fields of these names.
     """
-    columns = columns or Columns()
-    split_words = needs_words(model, tasks)
-    rows = iter(rows)
-    while chunk := list(islice(rows, chunk_rows or CHUNK_ROWS)):
-        results = [dict(row) for row in chunk]
-        good: list[tuple[int, Inputs]] = []
-        for place, row in enumerate(results):
-            if row.keys() == {"error"}:  # the line itself could not be read
-                continue
-            for name in ("predictions", "error"):  # of an earlier run
-                row.pop(name, None)
-            try:
-                good.append((place, _inputs(row, columns, split_words)))
-            except DataError as error:
-                row["error"] = str(error)
-        answers = _answer(model, tokenizer, [inputs for _, inputs in good], tasks, batch_size)
-        for (place, _), found in zip(good, answers, strict=True):
-            results[place]["predictions"] = found
-        yield from results
-
-
-class _Counted:
-    """Rows on their way to the writer, counted."""
-
-    def __init__(self, rows: Iterable[dict[str, Any]], on_rows: Callable[[int], None] | None) -> None:
-        self._rows = rows
-        self._on_rows = on_rows
-        self.rows = 0
-        self.errors = 0
-        self.first_error: str | None = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in self._rows:
-            self.rows += 1
-            if "predictions" not in row:
-                self.errors += 1
-                self.first_error = self.first_error or row["error"]
-            if self._on_rows is not None and self.rows % 256 == 0:
-                self._on_rows(self.rows)
-            yield row
-        if self._on_rows is not None:
-            self._on_rows(self.rows)
-
-
-def _inputs(row: Mapping[str, Any], columns: Columns, split_words: bool) -> Inputs:
-    if columns.text is None:
-        if row.get(columns.tokens) is None:
-            raise DataError(f"the row has no {columns.tokens!r}", mend="name the column of tokens")
-        return Inputs.of(tokens=row[columns.tokens])
-    return read_inputs(
-        row, text=columns.text, text_pair=columns.text_pair, tokens=columns.tokens, split_words=split_words
+    predictor = Predictor(
+        model,
+        tokenizer,
+        tasks=tasks,
+        columns=columns,
+        precision=precision,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
     )
+    for answered in predictor.chunks(cut_chunks(rows, chunk_rows or CHUNK_ROWS)):
+        yield from answered
 
 
-def _answer(
-    model: MultiTaskModel, tokenizer: Any, rows: Sequence[Inputs], tasks: Sequence[str] | None, batch_size: int
-) -> list[Answers]:
-    return answer(model, tokenizer, rows, tasks=tasks, batch_size=batch_size) if rows else []
+def cut_chunks(rows: Iterable[Row], size: int, *, first: int | None = None) -> Iterator[list[Row]]:
+    """Yield rows in lists of a size, the last perhaps shorter, and the first of another size where that is smaller.
+
+    Example:
+        >>> list(cut_chunks("abcdefg", 3, first=1))
+        [['a'], ['b', 'c', 'd'], ['e', 'f', 'g']]
+    """
+    rows = iter(rows)
+    if first is not None and (chunk := list(islice(rows, min(first, size)))):
+        yield chunk
+    yield from iter(lambda: list(islice(rows, size)), [])
+
+
+def _file_rows(source: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    rows = read_rows(source)
+    if not is_table(source):
+        return rows
+    pair = columns.text_pair  # an empty cell is no second text, in training too
+    return ({**row, pair: row[pair] or None} if pair in row else row for row in rows)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 from hf_mtl.data.formats import shorten, unquoted
 from hf_mtl.errors import DataError, OutputError, one_of
-from hf_mtl.inference.parquet import write_parquet
+from hf_mtl.inference.parquet import join_parts, write_parquet, write_part
+from hf_mtl.inference.parts import PartFormat
 from hf_mtl.writing import check_target, replacing, to_json
 
 INPUT_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -219,15 +221,27 @@ def write_rows(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
     if target.suffix.lower() == ".parquet":
         write_parquet(rows, target)
     else:
-        write_jsonl(rows, target)
+        with replacing(target) as temporary:
+            write_jsonl(rows, temporary)
 
 
-def write_jsonl(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
-    """Write one JSON object per line.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with replacing(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write one JSON object per line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(to_json(row) + "\n")
+
+
+def join_jsonl(parts: Sequence[Path], path: Path) -> None:
+    """Write the lines of some files to one."""
+    with path.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+
+
+def part_format(target: Path) -> PartFormat:
+    """Return how parts of a file are written and joined, by the file's ending."""
+    if target.suffix.lower() == ".parquet":
+        return PartFormat(".arrow", write_part, join_parts)
+    return PartFormat(".jsonl", write_jsonl, join_jsonl)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig
 
 from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.data.formats import shorten
 from hf_mtl.data.preparation import load_tokenizer
 from hf_mtl.errors import HfMtlError, ModelError, SpecError, one_of
+from hf_mtl.inference.exported import ExportedModel
 from hf_mtl.model.encoders.base import encoder_not_found
 from hf_mtl.model.modeling import MultiTaskModel
 
@@ -35,48 +35,59 @@ def load_model(
         hub_kwargs: passed to `from_pretrained`: `revision`, `token`, `cache_dir` and others.
 
     Returns:
-        The model in evaluation mode on its device, and its tokenizer.
+        The model in evaluation mode on its device, and its tokenizer. A folder that `export_model` wrote as a graph
+        gives an `ExportedModel`, which answers in the same places and does nothing else.
 
     Raises:
+        MissingExtraError: it is a graph, and the software that runs it is not installed.
         ModelError: there is no model of this package, or its weights do not fit its configuration.
-        SpecError: the device or dtype is not one that exists.
+        SpecError: the device or dtype is not one that exists, or that the graph runs in.
     """
     if dtype is not None and dtype not in DTYPES:
         raise SpecError(f"dtype is {dtype!r}", mend=f"use one of {one_of(DTYPES)}")
-    place = _device(device)
     name = str(name_or_path)
     where = f"model {name!r}"
-    _check_config(name, where, **hub_kwargs)
+    if _check_config(name, where, **hub_kwargs).get("exported") is not None:
+        if device not in (None, "cpu"):
+            raise SpecError(f"device is {device!r}", where=where, mend="use 'cpu': exported graphs run there")
+        graph = ExportedModel.load(name, dtype=dtype, **hub_kwargs)
+        # What answering asks of a model is all there.
+        return cast(MultiTaskModel, graph), _tokenizer(name, where, **hub_kwargs)
+    place = _device(device)
     try:
         model, info = MultiTaskModel.from_pretrained(
             name,
             dtype=DTYPES[dtype] if dtype is not None else "auto",
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below, where transformers would print a table
             **hub_kwargs,
         )
     except HfMtlError as error:
         raise error.at(where) from error.__cause__
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"its weights cannot be loaded ({_reason(error)})", where=where, mend=MEND) from error
-    mismatched = {key for key, *_ in info["mismatched_keys"]}
-    for keys, problem in (
-        (mismatched, "have another shape than config.json says"),
-        (info["missing_keys"], "are missing"),
-    ):
-        if keys:
-            raise ModelError(f"{len(keys)} weights {problem}, {min(keys)!r} among them", where=where, mend=MEND)
+    absent = info["missing_keys"]
+    if absent:  # those of another shape were an error before
+        raise ModelError(f"{len(absent)} weights are missing, {min(absent)!r} among them", where=where, mend=MEND)
+    return model.to(place).eval(), _tokenizer(name, where, **hub_kwargs)
+
+
+def _tokenizer(name: str, where: str, **hub_kwargs: Any) -> Any:
     try:
-        tokenizer = load_tokenizer(name, **hub_kwargs)
+        return load_tokenizer(name, **hub_kwargs)
     except ModelError as error:
         raise ModelError(error.problem, where=where, mend=error.mend) from error.__cause__
-    return model.to(place).eval(), tokenizer
 
 
-def _check_config(name: str, where: str, **hub_kwargs: Any) -> None:
-    """Check that there is a model of this package, before its weights are looked at."""
+def _check_config(name: str, where: str, **hub_kwargs: Any) -> dict[str, Any]:
+    """Check that there is a model of this package, before its weights are looked at, and return its configuration."""
     try:
-        config = AutoConfig.from_pretrained(name, **hub_kwargs)
+        # Not AutoConfig, which would ask whether to trust the code of a model of another kind.
+        values, _ = MultiTaskConfig.get_config_dict(name, **hub_kwargs)
+        if not values:
+            raise OSError("there is no config.json")
+        kind = values.get("model_type")
+        if kind == MultiTaskConfig.model_type:
+            MultiTaskConfig.from_dict(values)
     except HfMtlError as error:
         raise error.at(where) from error.__cause__
     except (OSError, ValueError, StrictDataclassError, KeyError, TypeError, AttributeError) as error:
@@ -88,12 +99,13 @@ def _check_config(name: str, where: str, **hub_kwargs: Any) -> None:
                 "the folder has no config.json", where=where, mend="name a folder that holds a model"
             ) from error
         raise ModelError(f"its config.json cannot be used ({_reason(error)})", where=where, mend=MEND) from error
-    if not isinstance(config, MultiTaskConfig):
+    if kind != MultiTaskConfig.model_type:
         raise ModelError(
-            f"its configuration is of type {config.model_type!r}, not {MultiTaskConfig.model_type!r}",
+            f"its configuration has the model_type {kind!r}, not {MultiTaskConfig.model_type!r}",
             where=where,
             mend="name a model trained with hf-mtl train",
         )
+    return values
 
 
 def _device(name: str | None) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -23,28 +23,42 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = iter(rows)
     with replacing(target) as temporary:
         parts: list[Path] = []
-        types: dict[str, Any] = {}
         try:
             while chunk := list(islice(rows, CHUNK_ROWS)):
-                names = list(dict.fromkeys(name for row in chunk for name in row))
-                table = pa.table({name: _array([row.get(name) for row in chunk]) for name in names})
                 parts.append(temporary.with_suffix(f".{len(parts)}.arrow"))
-                with pa.ipc.new_file(parts[-1], table.schema) as file:
-                    file.write_table(table)
-                types |= {field.name: _joined(types.get(field.name, pa.null()), field.type) for field in table.schema}
-            schema = pa.schema(list(types.items()))
-            with pq.ParquetWriter(temporary, schema) as parquet:
-                for part in parts:
-                    parquet.write_table(_read_part(part, schema))
+                write_part(chunk, parts[-1])
+            join_parts(parts, temporary)
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
+
+
+def write_part(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows that are a part of a parquet file to come, with the types that they have."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pa.table({name: _array([row.get(name) for row in rows]) for name in names})
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+
+
+def join_parts(parts: Sequence[Path], path: Path) -> None:
+    """Write parquet from its parts, one in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types: dict[str, Any] = {}
+    for part in parts:
+        with pa.ipc.open_file(part) as file:
+            types |= {field.name: _joined(types.get(field.name, pa.null()), field.type) for field in file.schema}
+    schema = pa.schema(list(types.items()))
+    with pq.ParquetWriter(path, schema) as parquet:
+        for part in parts:
+            parquet.write_table(_read_part(part, schema))
 
 
 def _read_part(part: Path, schema: Any) -> Any:

@@ -28,8 +28,11 @@ class MultiTaskPipeline(Pipeline):
     - `sequence_classification`: `{"label", "score", "scores": {label: probability}}`
     - `multi_label_classification`: `{"labels": [...], "scores": {label: probability}}`
     - `regression`: `{"value"}`
+    - `ordinal_regression`: as `sequence_classification`; the label is the median
     - `token_classification`: `{"spans": [{"label", "text", "start", "end", "score"}]}`, with offsets in characters of
-      the text, and `"tags"`, one per token, where tokens were given.
+      the text, and `"tags"`, one per token, where tokens were given; `crf_token_classification` as well
+    - `span_extraction`: `{"answer", "score", "start", "end"}`, the part of `text` that answers `text_pair`; an empty
+      answer at 0 where there is none
 
     Args:
         model: the model.
@@ -109,10 +112,9 @@ class MultiTaskPipeline(Pipeline):
         return model_outputs["answers"][0]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save the model and its tokenizer.
+        """Save the model and its tokenizer; what is saved with the model can rebuild the pipeline, too.
 
-        The base class would copy this file beside them and ask whoever loads them to trust it, which nobody needs who
-        has hf_mtl installed.
+        The base class would copy this one file beside them, which is of no use without the rest of the package.
         """
         self.model.save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +13,31 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from hf_mtl.configuration import MultiTaskConfig, TaskSpec, select_tasks
 from hf_mtl.errors import SpecError
-from hf_mtl.model.encoders.base import EncoderAdapter, adapter_for, load_encoder
+from hf_mtl.model.encoders.base import EncoderAdapter, adapter_for, check_task_lengths, load_encoder
+from hf_mtl.model.features import (
+    TASK_PARTS,
+    TaskFeatures,
+    check_reading,
+    reads_attentions,
+    reads_layers,
+    take,
+    task_interaction,
+    task_parts,
+)
 from hf_mtl.model.heads.base import TaskHead
-from hf_mtl.model.pooling import POOLINGS, AttentionPooling
+from hf_mtl.model.interaction import GraphAttention
+from hf_mtl.model.layer_mix import LayerMix
+from hf_mtl.model.lora import attach, train_only_adapters
+from hf_mtl.model.pooling import AttentionPooling
+from hf_mtl.model.sharing import TIE_STRENGTH, TaskAdapter, tie
+from hf_mtl.model.task_attention import TaskAttention, attend_eagerly
+from hf_mtl.model.weights import check_weights, pickled_error
 from hf_mtl.registry import HEADS
 
 
@@ -27,19 +46,30 @@ class MultiTaskOutput(ModelOutput):
     """What the model returns; every mapping is ordered as the specs.
 
     Args:
-        loss: total loss, `sum_t loss_weight_t * (labelled rows_t / rows) * losses_t`, a scalar.
+        loss: total loss, `sum_t loss_weight_t * (labelled rows_t / rows) * losses_t`, a scalar; while training with
+            the tie.
+        tie: what ties the parameters of tasks to each other where they share softly, while training with labels.
         losses: mean loss over the labelled items, for each task that has labels in the batch.
         logits: logits per task, `(rows, num_labels)` or `(rows, seq_len, num_labels)`. Rows are all rows of the batch,
             but while training with labels only the task's labelled rows, in their order.
-        task_attentions: weights of attention pooling per task that has it, `(rows, seq_len)`.
+        task_attentions: weights of attention pooling per task that has it, `(rows, seq_len)`; the mean of its heads.
+        task_attention_heads: those of each head, per task with several, `(rows, num_heads, seq_len)`.
+        layer_weights: weights of the encoder's layers, that of the embeddings first, per task with a mix of them,
+            `(num_layers + 1,)`.
+        task_interactions: how much each task hears of each, `(batch_size, num_tasks, num_tasks)` in the order of the
+            specs, those that hear first; only with `interaction`, with which weights are those of all tasks and rows.
         hidden_states: states after the embeddings and after each layer, where asked for.
         attentions: attention of each layer `(batch_size, num_heads, seq_len, seq_len)`, where asked for.
     """
 
     loss: Tensor | None = None
+    tie: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     logits: dict[str, Tensor] | None = None
     task_attentions: dict[str, Tensor] | None = None
+    task_attention_heads: dict[str, Tensor] | None = None
+    layer_weights: dict[str, Tensor] | None = None
+    task_interactions: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -85,62 +115,169 @@ class MultiTaskModel(PreTrainedModel):
         self.adapter: type[EncoderAdapter] = adapter_for(encoder_config)
         self.encoder = encoder if encoder is not None else self.adapter.build(encoder_config)
         self.specs = config.task_specs
+        check_task_lengths(self.specs, encoder_config)
         hidden_size, dropout = int(encoder_config.hidden_size), _hidden_dropout(encoder_config)
         heads = {spec.name: HEADS.get(spec.type)(spec, hidden_size, dropout=dropout) for spec in self.specs}
         self.heads = nn.ModuleDict(heads)
         self.poolings = {
             spec.name: spec.pooling or self.adapter.default_pooling for spec in self.specs if heads[spec.name].pooled
         }
-        self.attention_poolings = nn.ModuleDict(
-            {name: AttentionPooling(hidden_size) for name, kind in self.poolings.items() if kind == "attention"}
-        )
+        parts = task_parts(config, self.poolings)
+        self.attention_poolings, self.layer_mixes, self.task_adapters = (parts[name] for name in TASK_PARTS)
+        self.interaction = task_interaction(config)
+        attend_eagerly(self.encoder, self.specs)
         self.post_init()
+        if config.peft is not None:  # after `post_init`, which would draw the adapters' weights anew
+            attach(self.encoder, config.peft)
 
     @classmethod
     def from_encoder(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path | PreTrainedConfig,
         tasks: Sequence[TaskSpec | Mapping[str, Any]],
         *,
         seed: int = 0,
+        architecture: Mapping[str, Any] | None = None,
         **hub_kwargs: Any,
     ) -> MultiTaskModel:
         """Put new heads on a pretrained encoder.
 
         Args:
-            name_or_path: id on the Hub or folder of any text encoder that `AutoModel` can load.
+            name_or_path: id on the Hub or folder of any text encoder that `AutoModel` can load; or a configuration, for
+                an encoder with random weights.
             tasks: the tasks, with their labels.
-            seed: seed of the heads' random weights.
+            seed: seed of the random weights.
+            architecture: how tasks share, as in `MultiTaskConfig`: `{"sharing": "soft"}`.
             hub_kwargs: passed to `from_pretrained`: `revision`, `token`, `cache_dir`, `dtype` and others.
 
         Raises:
             ModelError: the encoder cannot be found, or its checkpoint lacks weights.
             SpecError: a task cannot work.
         """
-        encoder = load_encoder(name_or_path, **hub_kwargs)
-        config = MultiTaskConfig(encoder_config=encoder.config, tasks=list(tasks))
+        own = name_or_path if isinstance(name_or_path, PreTrainedConfig) else None
+        loaded = None if own is not None else load_encoder(cast(str, name_or_path), **hub_kwargs)
+        encoder_config = own if loaded is None else loaded.config
+        config = MultiTaskConfig(encoder_config=encoder_config, tasks=list(tasks), **(architecture or {}))
         with torch.random.fork_rng(devices=[]):
             # Not `torch.manual_seed`, which would seed the GPUs as well: heads are made on the CPU.
             torch.default_generator.manual_seed(seed)
+            encoder = loaded or adapter_for(config.get_text_config()).build(config.get_text_config())
             model = cls(config, encoder=encoder)
-        for modules in (model.heads, model.attention_poolings):
-            modules.to(device=encoder.device, dtype=encoder.dtype)
+        for name, modules in model.named_children():
+            if name != "encoder":
+                modules.to(device=encoder.device, dtype=encoder.dtype)
         # One configuration, not two: changes of the encoder's (attention, vocabulary) are seen by the model's.
         model.config.encoder_config = encoder.config
         encoder.config.name_or_path = ""
         align_weights(model)
+        check_reading(model)
         return model
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as `PreTrainedModel.from_pretrained` does; its logits equal the saved model's, to the bit."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as `PreTrainedModel.from_pretrained` does; its logits equal the saved model's, to the bit.
+
+        Raises:
+            ModelError: the weights are pickled, or do not fit the configuration; found before memory is allocated.
+            SpecError: the configuration cannot be that of a model, or pickled weights are asked for.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise SpecError("use_safetensors is False", mend="leave it out: pickled weights are never read")
+        options: Any = {**kwargs, "use_safetensors": True}
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        except OSError as error:
+            refused = pickled_error(str(pretrained_model_name_or_path), **kwargs)
+            if refused is None:
+                raise
+            raise refused from error
+        model = cast(MultiTaskModel, loaded[0] if isinstance(loaded, tuple) else loaded)
+        align_weights(model)
+        if model.config.peft is not None:
+            train_only_adapters(model.encoder)
         return loaded
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: MultiTaskModel, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # Between building the model, which takes no memory, and filling it transformers calls nothing that is public.
+        if load_config.hf_quantizer is None and not load_config.ignore_mismatched_sizes:
+            check_weights(model, checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        remote_code: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Save a model as `PreTrainedModel.save_pretrained` does, with the code that loads it without hf_mtl.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: whether this process writes, of those that save together.
+            args: passed on.
+            remote_code: whether the code stands beside the weights, for `trust_remote_code=True` and for endpoints.
+            kwargs: passed on: `push_to_hub`, `max_shard_size` and others.
+
+        Raises:
+            SpecError: a head that a user registered needs more code than its own file has.
+        """
+        from hf_mtl.model.remote_code import travelling
+
+        with travelling(self, Path(save_directory), remote_code=remote_code) if is_main_process else nullcontext():
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike[str]) -> dict[str, float]:
+        from hf_mtl.model.remote_code import FILE_NAMES
+
+        # What `push_to_hub=True` takes for old is not pushed, and the code is written before the rest.
+        times: dict[str, float] = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name not in FILE_NAMES}
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        """Set the mode; an encoder that is frozen as a whole stays in evaluation mode, its states being features."""
+        super().train(mode)
+        if mode and not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     def head(self, task: str) -> TaskHead:
         """Return the head of a task."""
         return cast(TaskHead, self.heads[task])
+
+    def own_modules(self, task: str) -> list[nn.Module]:
+        """Return the modules that a task has for itself: its head, and what it reads the encoder with."""
+        parts = (cast(nn.ModuleDict, self.get_submodule(name)) for name in TASK_PARTS)
+        return [self.head(task), *(members[task] for members in parts if task in members)]
+
+    # Imported when they are called, so that they stay out of the code that travels with a saved model.
+    def add_task(self, spec: TaskSpec | Mapping[str, Any], *, seed: int = 0) -> None:
+        """Add a task, in place: `hf_mtl.model.surgery.add_task`."""
+        from hf_mtl.model.surgery import add_task
+
+        add_task(self, spec, seed=seed)
+
+    def remove_task(self, task: str) -> None:
+        """Remove a task, in place: `hf_mtl.model.surgery.remove_task`."""
+        from hf_mtl.model.surgery import remove_task
+
+        remove_task(self, task)
+
+    def rename_task(self, task: str, name: str) -> None:
+        """Rename a task, in place: `hf_mtl.model.surgery.rename_task`."""
+        from hf_mtl.model.surgery import rename_task
+
+        rename_task(self, task, name)
+
+    def add_labels(self, task: str, labels: Sequence[str], **options: Any) -> None:
+        """Add labels to a task, in place: `hf_mtl.model.surgery.add_labels`, which has the options."""
+        from hf_mtl.model.surgery import add_labels
+
+        add_labels(self, task, labels, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -151,6 +288,20 @@ class MultiTaskModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, AttentionPooling):
             init.zeros_(module.query)  # begins as the mean over the tokens
+            if isinstance(module, TaskAttention) and module.gate is not None:
+                init.zeros_(module.gate)
+        elif isinstance(module, LayerMix):
+            init.zeros_(module.scores)
+            init.ones_(module.scale)
+        elif isinstance(module, GraphAttention):
+            init.normal_(module.embeddings, std=0.02)
+            init.zeros_(module.scale)
+            for parameter in module.attention.parameters():
+                (init.xavier_uniform_ if parameter.ndim > 1 else init.zeros_)(parameter)
+        elif isinstance(module, TaskAdapter):
+            init.copy_(module.down, module.first_weights())
+            for zeros in (module.down_bias, module.up, module.up_bias):
+                init.zeros_(zeros)
         else:
             super()._init_weights(module)
 
@@ -163,9 +314,11 @@ class MultiTaskModel(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Mapping[str, Tensor] | None = None,
         rows: Mapping[str, Tensor] | None = None,
+        items: Mapping[str, float] | None = None,
         tasks: Sequence[str] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        hidden_states: Tensor | None = None,
     ) -> MultiTaskOutput:
         """Run the encoder once and every head on its states.
 
@@ -180,59 +333,77 @@ class MultiTaskModel(PreTrainedModel):
                 multi-label `(batch_size, num_labels)` float, NaN.
             rows: per task in `labels`, the indices of its labelled rows, ascending; found in the labels where not
                 given, which costs a device synchronisation.
+            items: per task in `labels`, what the mean over its labelled items divides by, as its head's `num_items`
+                counts them; counted where not given.
             tasks: names of the tasks whose heads run; all where not given, and while training those with labels.
             output_attentions: whether to return the encoder's attentions (eager attention only).
             output_hidden_states: whether to return the encoder's hidden states.
+            hidden_states: last hidden states to use instead of running the encoder,
+                `(batch_size, seq_len, hidden_size)`.
 
         Returns:
             A `MultiTaskOutput`.
 
         Raises:
-            SpecError: `tasks` names a task that the model does not have.
+            SpecError: `tasks` names a task that the model does not have, or `hidden_states` lack what a task reads.
+            ModelError: a task reads the encoder's attention, which it does not give as it is.
         """
-        outputs = self.adapter.run(
-            self.encoder,
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-                "inputs_embeds": inputs_embeds,
-            },
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        hidden_states = cast(Tensor, outputs.last_hidden_state)
+        outputs = BaseModelOutput(last_hidden_state=cast(Any, hidden_states))
+        if hidden_states is None:
+            outputs = self.adapter.run(
+                self.encoder,
+                {
+                    "input_ids": input_ids,
+                    "attention_mask": attention_mask,
+                    "token_type_ids": token_type_ids,
+                    "position_ids": position_ids,
+                    "inputs_embeds": inputs_embeds,
+                },
+                output_attentions=True if reads_attentions(self) else output_attentions,
+                output_hidden_states=True if reads_layers(self) else output_hidden_states,
+            )
+            hidden_states = cast(Tensor, outputs.last_hidden_state)
         if attention_mask is None:
             attention_mask = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.long)
 
-        labels = labels or {}
+        labels, items = labels or {}, items or {}
         only_labelled = self.training and bool(labels)
         specs = [s for s in select_tasks(self.specs, tasks) if s.name in labels or not only_labelled]
         rows = {spec.name: self._labelled_rows(spec.name, labels, rows) for spec in specs if spec.name in labels}
-        pooler = _Pooler(self, hidden_states, attention_mask)
+        reading = TaskFeatures(self, outputs, attention_mask)
 
         logits: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         for spec in specs:
             head, chosen = self.head(spec.name), rows.get(spec.name)
-            logits[spec.name] = head(pooler.features(spec.name, chosen if only_labelled else None))
+            logits[spec.name] = head(reading.features(spec.name, chosen if only_labelled else None))
             if chosen is not None:
-                labelled = logits[spec.name] if only_labelled else _take(logits[spec.name], chosen)
-                losses[spec.name] = head.loss(labelled, _take(labels[spec.name], chosen))
+                labelled = logits[spec.name] if only_labelled else take(logits[spec.name], chosen)
+                losses[spec.name] = head.loss(labelled, take(labels[spec.name], chosen), items.get(spec.name))
 
         batch_size = hidden_states.shape[0]
         shares = {name: len(chosen) / batch_size for name, chosen in rows.items()}
+        loss = self.total_loss(losses, shares) if losses else None
+        tied = self.tie() if only_labelled else None
         return MultiTaskOutput(
-            loss=self.total_loss(losses, shares) if losses else None,
+            loss=loss if loss is None or tied is None else loss + tied,
+            tie=tied,
             losses=losses or None,
             logits=logits,
-            task_attentions=pooler.attentions or None,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            task_attentions=reading.attentions or None,
+            task_attention_heads=reading.attention_heads or None,
+            layer_weights=reading.layer_weights or None,
+            task_interactions=reading.interactions,
+            hidden_states=outputs.hidden_states if output_hidden_states or not reads_layers(self) else None,
+            attentions=outputs.attentions if output_attentions or not reads_attentions(self) else None,
         )
 
-    def total_loss(self, losses: Mapping[str, Tensor], shares: Mapping[str, float | Tensor]) -> Tensor:
+    def tie(self) -> Tensor | None:
+        """Return the tie between the tasks' adapters, with its weight; `None` where tasks share all or nothing."""
+        strength = self.config.sharing_strength
+        return tie(self.task_adapters.values(), TIE_STRENGTH if strength is None else strength)
+
+    def total_loss(self, losses: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensor:
         """Return `sum_t loss_weight_t * share_t * losses_t`.
 
         Args:
@@ -240,40 +411,13 @@ class MultiTaskModel(PreTrainedModel):
             shares: per task its labelled rows, divided by all rows.
         """
         weights = {spec.name: spec.loss_weight for spec in self.specs}
-        return torch.stack([weights[name] * shares[name] * loss for name, loss in losses.items()]).sum()
+        stacked = torch.stack([*losses.values()])
+        return (stacked * stacked.new_tensor([weights[name] * shares[name] for name in losses])).sum()
 
     def _labelled_rows(self, task: str, labels: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None) -> Tensor:
         if rows is not None and task in rows:
             return rows[task]
         return self.head(task).labelled_rows(labels[task]).nonzero().squeeze(-1)
-
-
-class _Pooler:
-    """Features of each task from one encoder pass: each kind of pooling is computed once, then indexed."""
-
-    def __init__(self, model: MultiTaskModel, hidden_states: Tensor, attention_mask: Tensor) -> None:
-        self.model = model
-        self.hidden_states = hidden_states
-        self.attention_mask = attention_mask
-        self.pooled: dict[str, Tensor] = {}
-        self.attentions: dict[str, Tensor] = {}
-
-    def features(self, task: str, rows: Tensor | None) -> Tensor:
-        kind = self.model.poolings.get(task)
-        if kind is None:  # a token-level task
-            return _take(self.hidden_states, rows)
-        if kind == "attention":
-            pooling = self.model.attention_poolings[task]
-            pooled, self.attentions[task] = pooling(_take(self.hidden_states, rows), _take(self.attention_mask, rows))
-            return pooled
-        if kind not in self.pooled:
-            self.pooled[kind] = POOLINGS[kind](self.hidden_states, self.attention_mask)
-        return _take(self.pooled[kind], rows)
-
-
-def _take(values: Tensor, rows: Tensor | None) -> Tensor:
-    """Index the first dimension; nothing is copied where all rows are wanted."""
-    return values if rows is None or len(rows) == len(values) else values[rows]
 
 
 def align_weights(model: nn.Module) -> None:

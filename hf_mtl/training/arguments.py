@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import os
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,15 +16,20 @@ from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
-from hf_mtl.data.recipe import near
-from hf_mtl.errors import RecipeError, SpecError, one_of
+from hf_mtl.errors import SpecError, one_of
+from hf_mtl.model.lora import lora_config
 from hf_mtl.model.precision import PRECISIONS, best_precision
 from hf_mtl.registry import SAMPLERS
+from hf_mtl.training.samplers.base import check_epoch_size
+from hf_mtl.training.step_checks import check_balancing, check_perturbation
 
 logger = logging.getLogger(__name__)
 
-LOWER_IS_BETTER = ("loss", "rmse")
+BATCHINGS = ("mixed", "homogeneous")
+LOWER_IS_BETTER = ("loss", "rmse", "mae")
 """How the names of metrics end of which the best is the least."""
+RELATIVE_GAIN = "relative_gain"
+"""What evaluations call the mean gain over single-task scores."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     name: tuple(str(member.value) for member in choices)
@@ -38,11 +41,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "lr_scheduler_type": SchedulerType,
         "optim": OptimizerNames,
     }.items()
-} | {"precision": PRECISIONS, "log_level": ("debug", "info", "warning", "error", "critical", "passive")}
+} | {
+    "precision": PRECISIONS,
+    "batching": BATCHINGS,
+    "log_level": ("debug", "info", "warning", "error", "critical", "passive"),
+}
 
 LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
+    "max_tokens_per_batch": 1,
     "gradient_accumulation_steps": 1,
     "save_total_limit": 1,
     "learning_rate": 0,
@@ -54,9 +62,24 @@ LEAST = {
     "seed": 0,
     "data_seed": 0,
     "dataloader_num_workers": 0,
+    "log_gradient_conflict": 0,
+    "freeze_layers": 0,
+    "head_patience": 1,
+    "early_stopping_patience": 1,
+    "early_stopping_threshold": 0,
 }
 """The least value of a number; those of `ABOVE_ZERO` must be more than 0."""
-ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+ABOVE_ZERO = ("layer_decay", "num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+
+DICT_ARGUMENTS = (
+    "sampling_kwargs",
+    "dataset_batch_size",
+    "balancing_kwargs",
+    "aggregation_kwargs",
+    "perturbation_kwargs",
+    "peft",
+    "single_task_scores",
+)
 
 WITHOUT_EFFECT = {
     "label_smoothing_factor": "set label_smoothing in a task",
@@ -67,48 +90,113 @@ WITHOUT_EFFECT = {
 }
 """Arguments of transformers that this trainer would ignore, and what to do instead."""
 
-GONE = {
-    "warmup_ratio": "use warmup_steps, which below 1 is a share of all steps",
-    "evaluation_strategy": "use eval_strategy",
-    "no_cuda": "use use_cpu",
-    "group_by_length": "leave it out, rows of like length always come together",
-    "logging_dir": "leave it out, or set the environment variable TENSORBOARD_LOGGING_DIR",
-    "overwrite_output_dir": "leave it out",
-    "save_safetensors": "leave it out, weights are always saved so",
-    "per_gpu_train_batch_size": "use per_device_train_batch_size",
-    "output_dir": "give the folder where the run is started",
-}
-"""Arguments that many still know, and what took their place."""
-
-NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-}
-
 
 @dataclass
 class MultiTaskTrainingArguments(TrainingArguments):
     """All of transformers' `TrainingArguments`, and what several tasks need besides.
 
     Args:
-        sampling: how datasets are sampled, the name of a registered sampling strategy.
+        sampling: how datasets are sampled: `proportional`, `uniform`, `temperature`, `annealed`, `round_robin`,
+            `explicit`, `adaptive` or the name of a registered sampling strategy; see `hf_mtl.training.samplers`.
+        sampling_kwargs: options of the sampling strategy, such as `{"temperature": 2}`.
+        batching: `"mixed"`, batches with rows of any datasets, or `"homogeneous"`, each batch of one dataset.
+        every_task_in_batch: whether every mixed batch (over all processes) holds its share of each dataset and a row
+            labelled for each task; where there is none a row joins it, over and above the batch size. Rows of unlike
+            datasets are of unlike length, so that batches hold more padding.
+        dataset_batch_size: rows of a homogeneous batch per device, by dataset; for others
+            `per_device_train_batch_size`.
+        max_tokens_per_batch: tokens of a batch per device, padding included, in place of `per_device_train_batch_size`
+            rows: batches of short rows have more of them. Only a single row may be longer.
+        epoch_size: rows of an epoch; the sum of all datasets where not given. `"upsampled"`: as many as it takes for
+            every row to be drawn, `max_i n_i / p_i`; `"downsampled"`: as many as can be drawn without a row coming
+            twice, `min_i n_i / p_i`; where shares move, over all epochs. All epochs are of one size, and each goes on
+            where the last one ended in the rows of a dataset.
+        class_balanced: tasks whose dataset is drawn so that each of the task's classes comes equally often, one task of
+            a dataset at most; rows without a label for it come as often as before.
+        balancing: how the losses of the tasks are weighted: `constant`, `uw`, `dwa`, `famo`, `imtl_l`, `stch`,
+            `geometric_mean` or `random`; where not given, each by its share of the labelled rows. `loss_weight` of a
+            task multiplies its loss before.
+        balancing_kwargs: options of the method; those that are a number per task as one number, or as a mapping that
+            names every task, such as `{"weights": {"ner": 1.0, "topic": 0.5}}`.
+        aggregation: how the gradients of the tasks' losses on the shared parameters are made one, instead of their
+            sum: `upgrad`, `pcgrad`, `mgda`, `cagrad`, `nash_mtl`, `fairgrad`, `graddrop`, `gradvac`, `imtl_g`,
+            `aligned_mtl`, `config` or `dualproj`.
+        aggregation_kwargs: options of the method.
+        perturbation: how texts, states or dropout are disturbed on purpose: `fgm`, `freelb`, `smart`, `r_drop`, `mixup`
+            or the name of a registered one; see `hf_mtl.training.perturbations`. `loss_<task>` of the logs stays the
+            plain loss (mixup's has none).
+        perturbation_kwargs: options of the perturbation, such as `{"epsilon": 0.5}`.
+        log_gradient_conflict: log the gradient norm of each task and the cosine of each pair, on the shared parameters,
+            every so many steps.
         precision: `"fp32"`, `"bf16"` or `"fp16"` (mixed precision), or `"auto"`: bf16 where the device multiplies it
             faster than float32, else fp32. `bf16` and `fp16` of transformers, when true, go before it.
         head_learning_rate: initial learning rate of the heads, which begin with random weights where the encoder is
             pretrained; ten times `learning_rate` where not given.
+        layer_decay: learning rate of an encoder layer over that of the layer above it, in (0, 1]; the top layer learns
+            at `learning_rate`, and the embeddings count as the lowest layer.
+        freeze_embeddings: whether the encoder's embeddings (all below its first layer) stay as they are.
+        freeze_layers: number of lowest encoder layers that stay as they are, with the embeddings below them.
+        freeze_encoder: whether the whole encoder stays as it is; it runs without dropout then.
+        cache_hidden_states: whether what a frozen encoder computes is kept in `output_dir` while training, so that only
+            heads run: `"auto"`, where rows are read more than once and the states take moderate space, true or false.
+        freeze_heads: tasks whose heads stay as they are; their losses still train the encoder.
+        head_patience: evaluations in a row without a better primary metric after which a task's head is frozen for the
+            rest of training; its loss still trains the encoder.
+        peft: options of peft's `LoraConfig`, such as `{"r": 8}`: the encoder is trained through low-rank adapters, on
+            all its linear layers where no `target_modules` are given; heads are trained in full.
+        early_stopping_patience: evaluations in a row without a better `metric_for_best_model` after which training
+            ends.
+        early_stopping_threshold: by how much the metric must be better to count, in its unit.
+        single_task_scores: primary metric of each task when trained alone, in (0, 1]: evaluations then report
+            `relative_gain`, the mean over tasks of the relative difference in per cent (the literature's delta-m).
 
     Raises:
         SpecError: an argument has a value that is not allowed, or that would have no effect.
     """
 
     sampling: str = field(default="proportional", metadata={"help": "Sampling strategy of the datasets."})
+    sampling_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the sampling strategy."}
+    )
+    batching: str = field(default="mixed", metadata={"help": "mixed or homogeneous batches."})
+    every_task_in_batch: bool = field(default=False, metadata={"help": "Whether every batch holds every task."})
+    dataset_batch_size: dict[str, int] | str | None = field(
+        default=None, metadata={"help": "Rows of a homogeneous batch per device, by dataset."}
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "Tokens of a batch per device, in place of a number of rows."}
+    )
+    epoch_size: int | str | None = field(default=None, metadata={"help": "Rows of an epoch, upsampled or downsampled."})
+    class_balanced: list[str] | None = field(default=None, metadata={"help": "Tasks whose classes come equally often."})
+    balancing: str | None = field(default=None, metadata={"help": "Method that weights the losses."})
+    balancing_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of balancing."})
+    aggregation: str | None = field(default=None, metadata={"help": "Method that makes the gradients one."})
+    aggregation_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of aggregation."})
+    perturbation: str | None = field(default=None, metadata={"help": "Method that disturbs what is trained on."})
+    perturbation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the perturbation."}
+    )
+    log_gradient_conflict: int = field(
+        default=0, metadata={"help": "Log gradient norms and cosines every so many steps."}
+    )
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Initial learning rate of the heads; ten times learning_rate where not given."}
+    )
+    layer_decay: float = field(default=1.0, metadata={"help": "Learning rate of a layer over that of the one above."})
+    freeze_embeddings: bool = field(default=False, metadata={"help": "Whether to freeze the embeddings."})
+    freeze_layers: int = field(default=0, metadata={"help": "Number of lowest encoder layers to freeze."})
+    freeze_encoder: bool = field(default=False, metadata={"help": "Whether to freeze the encoder."})
+    cache_hidden_states: bool | str = field(
+        default="auto", metadata={"help": "Whether to keep what a frozen encoder computes: auto, true or false."}
+    )
+    freeze_heads: list[str] | None = field(default=None, metadata={"help": "Tasks whose heads to freeze."})
+    head_patience: int | None = field(default=None, metadata={"help": "Evaluations until a stuck head is frozen."})
+    peft: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of LoRA."})
+    early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations until training ends."})
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "What counts as better."})
+    single_task_scores: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "Primary metric of each task when trained alone."}
     )
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
@@ -126,7 +214,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(
-        default="average", metadata={"help": "What 'best' means: average, or <task>_<metric>."}
+        default="average", metadata={"help": "What 'best' means: average, relative_gain or <task>_<metric>."}
     )
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report: tensorboard, wandb..."}
@@ -136,9 +224,12 @@ class MultiTaskTrainingArguments(TrainingArguments):
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When to push, if push_to_hub."})
 
     def __post_init__(self) -> None:
-        SAMPLERS.check(self.sampling)
+        self._read_mappings()
+        self._check_sampling()
         self._check_values()
         self._check_best_model()
+        self._check_craft()
+        self._check_push()
         if self.metric_for_best_model is None:
             self.metric_for_best_model = "average"  # transformers' choice, the loss of all, is none of ours
         if self.greater_is_better is None:
@@ -147,6 +238,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
             # Else transformers 5.23 refuses bf16, and accelerate 1.15 lets every process of torchrun train by itself.
             self.use_cpu = True
         self._settle_precision()
+        check_balancing(self)
+        check_perturbation(self)
         if self.ddp_find_unused_parameters is None:
             # A process has no labels for some task now and then; transformers forgets it with activation checkpointing.
             self.ddp_find_unused_parameters = True
@@ -161,11 +254,24 @@ class MultiTaskTrainingArguments(TrainingArguments):
             # DataParallel would cut the row numbers of a batch to pieces along with its rows.
             logger.warning("One of %d GPUs is used; start with torchrun or accelerate launch to use all", self.n_gpu)
             self._n_gpu = 1
-        if _plain(self.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy"):
+        if plain(self.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy"):
             # These follow metric_for_best_model, and would take less for better.
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode, **cast(dict[str, Any], self.lr_scheduler_kwargs or {})}
         self._check_reports()
+
+    def _read_mappings(self) -> None:
+        """Read arguments that are mappings from JSON where they were given as text, as transformers reads its own."""
+        for name in DICT_ARGUMENTS:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                with contextlib.suppress(ValueError):  # refused below with what was given
+                    value = json.loads(value)
+                setattr(self, name, value)
+            if value is not None and not isinstance(value, dict):
+                raise SpecError(
+                    f"{name} is {value!r}", mend="give a mapping, on the command line as '{\"key\": value}'"
+                )
 
     def _settle_precision(self) -> None:
         given = {"bf16": self.bf16, "fp16": self.fp16}
@@ -181,7 +287,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def _check_values(self) -> None:
         for name, choices in CHOICES.items():
-            value = _plain(getattr(self, name))
+            value = plain(getattr(self, name))
             if value not in choices:
                 raise SpecError(f"{name} is {value!r}", mend=f"use one of {one_of(choices)}")
         for name in (*LEAST, *ABOVE_ZERO):
@@ -199,8 +305,15 @@ class MultiTaskTrainingArguments(TrainingArguments):
             if value != defaults[name]:
                 raise SpecError(f"{name} is {value!r}, which would have no effect", mend=mend)
 
+    def _check_push(self) -> None:
+        if self.push_to_hub and plain(self.hub_strategy) != "end":
+            raise SpecError(
+                f"hub_strategy is {plain(self.hub_strategy)!r}, which would push pickles while training",
+                mend="use 'end'",
+            )
+
     def _check_best_model(self) -> None:
-        evaluates, saves = _plain(self.eval_strategy), _plain(self.save_strategy)
+        evaluates, saves = plain(self.eval_strategy), plain(self.save_strategy)
         if saves == "best" and evaluates == "no":
             raise SpecError("save_strategy is 'best', but eval_strategy is 'no'", mend="set eval_strategy")
         if self.load_best_model_at_end and saves not in ("best", evaluates):
@@ -208,6 +321,92 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 f"eval_strategy is {evaluates!r} and save_strategy is {saves!r}, so the best model would not be saved",
                 mend="give both the same value, or set load_best_model_at_end to false",
             )
+
+    def _check_sampling(self) -> None:
+        sampler = SAMPLERS.get(self.sampling)
+        try:
+            sampler.check_options(cast(dict[str, Any], self.sampling_kwargs or {}))
+        except SpecError as error:
+            raise SpecError(f"sampling_kwargs: {error.problem}", mend=error.mend) from None
+        check_epoch_size(self.epoch_size)
+        if isinstance(self.class_balanced, str):
+            raise SpecError(f"class_balanced is {self.class_balanced!r}", mend="give a list of tasks")
+        sizes = cast(dict[str, Any], self.dataset_batch_size or {})
+        if sizes and self.batching == "mixed":
+            raise SpecError(
+                f"dataset_batch_size is {sizes!r}, but batching is 'mixed': a batch is of all datasets",
+                mend="set batching to homogeneous, or set per_device_train_batch_size",
+            )
+        for name, size in sizes.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise SpecError(f"dataset_batch_size has {size!r} for {name!r}", mend="give a whole number above 0")
+        if self.max_tokens_per_batch is not None:
+            self._check_tokens(follows_scores=sampler.follows_scores)
+        if sampler.follows_scores:
+            self._check_scores_to_follow()
+
+    def _check_tokens(self, *, follows_scores: bool) -> None:
+        reasons = {
+            "dataset_batch_size is given": ("batches have as many rows as their tokens allow", self.dataset_batch_size),
+            "every_task_in_batch is set": ("rows that join a batch would be too many tokens", self.every_task_in_batch),
+            f"sampling is {self.sampling!r}": ("the batches of later epochs cannot be counted", follows_scores),
+        }
+        for found, (reason, chosen) in reasons.items():
+            if chosen:
+                raise SpecError(
+                    f"max_tokens_per_batch is {self.max_tokens_per_batch}, and {found}: {reason}",
+                    mend="leave one of them out",
+                )
+
+    def _check_scores_to_follow(self) -> None:
+        evaluates, saves = plain(self.eval_strategy), plain(self.save_strategy)
+        if evaluates == "no":
+            raise SpecError(
+                f"sampling is {self.sampling!r}, but eval_strategy is 'no', so there would be no scores to follow",
+                mend="set eval_strategy",
+            )
+        if (evaluates, saves) == ("epoch", "steps"):
+            # A checkpoint of an epoch's last step would stand before the evaluation that the next epoch goes by.
+            raise SpecError(
+                f"sampling is {self.sampling!r}, eval_strategy 'epoch' and save_strategy 'steps', so that a run could "
+                "not be resumed exactly",
+                mend="give eval_strategy and save_strategy the same value",
+            )
+
+    def _check_craft(self) -> None:
+        """Check what is frozen, adapted, waited for and compared with."""
+        if self.layer_decay > 1.0:
+            raise SpecError(f"layer_decay is {self.layer_decay!r}", mend="give a number above 0 and at most 1")
+        if self.freeze_encoder and self.layer_decay != 1.0:
+            raise SpecError(
+                f"layer_decay is {self.layer_decay!r}, which would have no effect", mend="leave freeze_encoder out"
+            )
+        cached = self.cache_hidden_states  # text on the command line
+        self.cache_hidden_states = {"true": True, "false": False}.get(str(cached).lower(), cached)
+        if self.cache_hidden_states not in ("auto", True, False):
+            raise SpecError(f"cache_hidden_states is {cached!r}", mend="use 'auto', true or false")
+        if isinstance(self.freeze_heads, str):
+            raise SpecError(f"freeze_heads is {self.freeze_heads!r}", mend="give a list of tasks")
+        if self.peft is not None:
+            lora_config(cast(dict[str, Any], self.peft))
+            if self.freeze_encoder:
+                raise SpecError("peft is given, and freeze_encoder is true", mend="leave one of them out")
+        for name in ("early_stopping_patience", "head_patience"):
+            value = getattr(self, name)
+            if value is not None and plain(self.eval_strategy) == "no":
+                raise SpecError(f"{name} is {value!r}, but eval_strategy is 'no'", mend="set eval_strategy")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise SpecError(
+                f"early_stopping_threshold is {self.early_stopping_threshold!r}, which would have no effect",
+                mend="set early_stopping_patience",
+            )
+        for task, score in cast(dict[str, Any], self.single_task_scores or {}).items():
+            if not isinstance(score, int | float) or isinstance(score, bool) or not 0.0 < score <= 1.0:
+                raise SpecError(
+                    f"single_task_scores has {score!r} for {task!r}", mend="give a number above 0 and at most 1"
+                )
+        if (self.metric_for_best_model or "").removeprefix("eval_") == RELATIVE_GAIN and not self.single_task_scores:
+            raise SpecError(f"metric_for_best_model is {RELATIVE_GAIN!r}", mend="set single_task_scores")
 
     def _check_reports(self) -> None:
         if self.report_to:
@@ -222,91 +421,6 @@ class MultiTaskTrainingArguments(TrainingArguments):
                     )
 
 
-def training_arguments(output_dir: str | Path, values: Mapping[str, Any]) -> MultiTaskTrainingArguments:
-    """Make training arguments from a recipe's `training` and the command line.
-
-    What is not given follows from what is: without evaluation no best model is looked for, and checkpoints are saved
-    when it is evaluated.
-
-    Args:
-        output_dir: folder of checkpoints and the trained model.
-        values: arguments by name, as YAML gives them.
-
-    Raises:
-        RecipeError: a name is unknown, or a value is not allowed; names argument, value and the values allowed.
-
-    Example:
-        >>> training_arguments("unused", {"eval_strategy": "no", "learning_rate": 1}).load_best_model_at_end
-        False
-        >>> training_arguments("unused", {"learning_rate": "fast"})
-        Traceback (most recent call last):
-            ...
-        hf_mtl.errors.RecipeError: training: learning_rate is 'fast'; give a number
-    """
-    hints = typing.get_type_hints(MultiTaskTrainingArguments)
-    known = {f.name: hints[f.name] for f in fields(MultiTaskTrainingArguments) if f.init and f.name != "output_dir"}
-    for name in values:
-        if name not in known:
-            mend = GONE.get(name) or near(name, list(known))
-            raise RecipeError(f"unknown argument {name!r}", where="training", mend=mend)
-    accepted = {name: _accept(name, value, known[name]) for name, value in values.items()}
-    try:
-        return MultiTaskTrainingArguments(output_dir=str(output_dir), **_completed(accepted))
-    except SpecError as error:
-        raise RecipeError(error.problem, where="training", mend=error.mend) from None
-    except (ValueError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(reason, where="training", mend="correct the argument") from error
-
-
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """Add what follows from the arguments given."""
-    values = dict(values)
-    if any(values.get(name) is False for name in ("bf16", "fp16")):
-        values.setdefault("precision", "auto" if values.get("bf16") or values.get("fp16") else "fp32")
-    evaluates, saves = _plain(values.get("eval_strategy")), _plain(values.get("save_strategy"))
-    if "no" in (evaluates, saves):
-        values.setdefault("load_best_model_at_end", False)
-    elif evaluates is not None and saves is None:
-        values["save_strategy"] = evaluates
-        if evaluates == "steps":
-            values.setdefault("save_steps", values.get("eval_steps") or values.get("logging_steps", 50))
-    elif saves in ("steps", "epoch") and evaluates is None:
-        values["eval_strategy"] = saves
-        if saves == "steps":
-            values.setdefault("eval_steps", values.get("save_steps", 500))
-    return values
-
-
-def _accept(name: str, value: Any, hint: Any) -> Any:
-    """Check a value against an argument's type; whole numbers are taken for floats, and numbers in text refused."""
-    kinds = _kinds(hint)
-    if type(value) is int and int not in kinds and float in kinds:
-        return float(value)
-    if type(value) is float and float not in kinds and int in kinds and value.is_integer():
-        return int(value)
-    if type(value) not in kinds and not isinstance(value, Enum):
-        wanted = " or ".join(NAMES.get(kind, "null") for kind in kinds)
-        if name in CHOICES:
-            wanted = f"one of {one_of(CHOICES[name])}"
-        raise RecipeError(f"{name} is {value!r}", where="training", mend=f"give {wanted}")
-    return value
-
-
-def _kinds(hint: Any) -> list[type]:
-    """Return the types that YAML can give for a type hint."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds: list[type] = []
-    for option in typing.get_args(hint) if union else (hint,):
-        origin = typing.get_origin(option) or option
-        if origin is typing.Literal:
-            kinds += [type(value) for value in typing.get_args(option)]
-        elif origin in NAMES or origin is type(None):
-            kinds.append(origin)
-        elif isinstance(origin, type) and issubclass(origin, str):  # an enumeration
-            kinds.append(str)
-    return list(dict.fromkeys(kinds))
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return the value of an enumeration's member, anything else as it is."""
     return value.value if isinstance(value, Enum) else value

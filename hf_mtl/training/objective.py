@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,43 +39,70 @@ def step_totals(
     """Count an optimizer step's labelled items and rows; nothing waits for the device.
 
     Args:
-        model: the model, for its heads.
-        batches: the step's micro-batches on this process.
+        model: the model, for its tasks.
+        batches: the step's micro-batches on this process, as the collator makes them.
         device: where the counts are summed over processes.
         processes: number of processes.
         reduce: sums a tensor over all processes.
     """
     names = [spec.name for spec in model.specs]
-    counts = torch.zeros(len(names) + 1, 2, device=device)  # per task its items and rows, then all rows
+    places = {name: place for place, name in enumerate(names)}
+    found = np.zeros((len(names) + 1, 2), dtype=np.float32)  # per task its items and rows, then all rows
     for batch in batches:
-        counts[-1, 1] += batch["input_ids"].shape[0]
+        found[-1, 1] += batch["input_ids"].shape[0]
         for task, rows in batch.get("rows", {}).items():
-            counts[names.index(task), 0] += model.head(task).num_items(batch["labels"][task][rows])
-            counts[names.index(task), 1] += len(rows)
+            found[places[task]] += (batch["items"][task], len(rows))
+    counts = torch.from_numpy(found).to(device)
     if reduce is not None:
         counts = reduce(counts)
-    shares = counts[:-1, 1] / counts[-1, 1].clamp(min=1.0)
-    return StepTotals(dict(zip(names, counts[:-1, 0], strict=True)), dict(zip(names, shares, strict=True)), processes)
+    items, shares = counts[:-1, 0].unbind(), (counts[:-1, 1] / counts[-1, 1].clamp(min=1.0)).unbind()
+    return StepTotals(dict(zip(names, items, strict=True)), dict(zip(names, shares, strict=True)), processes)
 
 
-def step_loss(
-    model: MultiTaskModel, losses: Mapping[str, Tensor], batch: Mapping[str, Any], totals: StepTotals
-) -> Tensor:
-    """Return this micro-batch's part of the step's loss: the parts of all micro-batches and processes sum to it.
+def loss_parts(losses: Mapping[str, Tensor], batch: Mapping[str, Any], totals: StepTotals) -> dict[str, Tensor]:
+    """Return this micro-batch's part of each task's loss: the parts of all micro-batches and processes sum to it.
 
-    The step's loss is `sum_t loss_weight_t * share_t * L_t`, where `L_t` is the mean over all items of the task in the
-    step. A micro-batch knows the mean over its own items, so each is weighted with its part of them.
+    A task's loss in a step, `L_t`, is the mean over all its items in the step. A micro-batch knows the mean over its
+    own items, so it is weighted with its part of them.
 
     Args:
-        model: the model.
         losses: mean loss per task over the micro-batch's labelled items.
-        batch: the micro-batch, with `labels` and `rows`.
+        batch: the micro-batch, with its `items`.
         totals: from `step_totals`.
     """
-    tiny = torch.finfo(torch.float32).tiny
-    parts: dict[str, Tensor] = {}
-    for task, loss in losses.items():
-        items = model.head(task).num_items(batch["labels"][task][batch["rows"][task]])
-        parts[task] = loss * items / totals.items[task].clamp(min=tiny)
-    # DDP averages gradients over the processes, where a sum is wanted.
-    return model.total_loss(parts, totals.shares) * totals.processes
+    if not losses:
+        return {}
+    all_items = torch.stack([totals.items[task] for task in losses]).clamp(min=torch.finfo(torch.float32).tiny)
+    own_items = all_items.new_tensor([batch["items"][task] for task in losses])
+    return _scaled(losses, own_items / all_items)
+
+
+def shared_terms(model: MultiTaskModel, parts: Mapping[str, Tensor], totals: StepTotals) -> dict[str, Tensor]:
+    """Return the parts of the terms of the step's loss where nothing balances them, `loss_weight_t * share_t * L_t`.
+
+    Args:
+        model: the model, for the loss weights.
+        parts: from `loss_parts`.
+        totals: from `step_totals`.
+    """
+    if not parts:
+        return {}
+    weights = {spec.name: spec.loss_weight for spec in model.specs}
+    shares = torch.stack([totals.shares[task] for task in parts])
+    return _scaled(parts, shares * shares.new_tensor([weights[task] for task in parts]))
+
+
+def _scaled(losses: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """Multiply each loss with its factor; one operation a task, and no node that joins the graphs of the tasks."""
+    return {task: loss * factor for (task, loss), factor in zip(losses.items(), factors.unbind(), strict=True)}
+
+
+def step_loss(terms: Mapping[str, Tensor], logits: Mapping[str, Tensor], processes: int) -> Tensor:
+    """Return this micro-batch's part of the step's loss, for `backward`.
+
+    Args:
+        terms: its part of each term of the step's loss.
+        logits: the model's logits, for a graph where no row has a label left, since truncation cut them off.
+        processes: number of processes; wrappers average gradients over them, where a sum is wanted.
+    """
+    return torch.stack([*terms.values()] or [values.sum() * 0.0 for values in logits.values()]).sum() * processes

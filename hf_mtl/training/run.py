@@ -7,18 +7,24 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
-from hf_mtl.data.preparation import load_recipe
+from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import Recipe
 from hf_mtl.errors import DataError, OutputError
 from hf_mtl.evaluation.scoring import Scores
+from hf_mtl.evaluation.thresholds import check_tunable, set_thresholds, tuned
+from hf_mtl.hub.push import push_folder
+from hf_mtl.model.lora import FOLDER as ADAPTER_FOLDER
 from hf_mtl.model.modeling import MultiTaskModel
-from hf_mtl.training.arguments import MultiTaskTrainingArguments, training_arguments
+from hf_mtl.training.arguments import MultiTaskTrainingArguments
+from hf_mtl.training.card import write_training_card
+from hf_mtl.training.clock import TrainingClock
+from hf_mtl.training.recipe_arguments import training_arguments
 from hf_mtl.training.trainer import MultiTaskTrainer
 from hf_mtl.writing import to_json, write_text
 
@@ -52,6 +58,7 @@ def run_training(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    data: RecipeData | None = None,
 ) -> TrainingRun:
     """Train a recipe, score the model on validation and test, and save everything.
 
@@ -63,6 +70,7 @@ def run_training(
         resume: go on from the last whole checkpoint; on a finished run nothing is done.
         overwrite: replace the model or checkpoints that stand in the folder.
         callbacks: callbacks for the Trainer, in place of those that print.
+        data: the recipe's data where it is loaded already, or the part of it to train and score on.
 
     Returns:
         The results.
@@ -73,26 +81,31 @@ def run_training(
         HfMtlError: the recipe, its data or its encoder cannot be used.
     """
     folder = Path(output_dir)
+    recipe = replace(recipe, search={})  # which `hf-mtl tune` alone reads
     arguments = training_arguments(folder, recipe.training)
     _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    if resume and (folder / RESULTS_NAME).is_file():
+    if resume and is_finished(folder):
         results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
         return TrainingRun(folder, results, was_finished=True, reports=arguments.process_index == 0)
     checkpoint = last_checkpoint(folder) if resume else None
 
-    data = load_recipe(recipe, seed=split_seed(recipe))
+    data = data if data is not None else load_recipe(recipe, seed=split_seed(recipe))
     if not data.train:
         raise DataError("there are no training rows", mend="name training files in the recipe's datasets")
-    _make(folder)
+    if not data.validation and arguments.eval_strategy != "no":
+        raise DataError("there are no validation rows", mend="name some in the recipe, or set eval_strategy to no")
+    check_tunable(data.tasks, data.validation)
+    make_folder(folder)
     set_seed(arguments.seed)
-    model = MultiTaskModel.from_encoder(recipe.encoder_path, data.tasks, seed=arguments.seed)
+    options: dict[str, Any] = {"seed": arguments.seed, "architecture": recipe.architecture_of(data.tasks)}
+    model = MultiTaskModel.from_encoder(data.encoder, data.tasks, **options)
     trainer = MultiTaskTrainer(
         model,
         arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=data.tokenizer,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, clock := TrainingClock()],
     )
     for printing in (PrinterCallback, ProgressCallback):  # the callers' own callbacks say how it goes
         trainer.remove_callback(printing)
@@ -106,10 +119,12 @@ def run_training(
     trainer.accelerator.wait_for_everyone()
 
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    results: dict[str, Any] = {"train": trained.metrics}
+    results: dict[str, Any] = {"train": {**trained.metrics, **_effort(trainer, clock)}}
     _save(trainer, folder)
     # What is scored is what others will load: the saved weights, without the mixed precision of training.
     saved = MultiTaskModel.from_pretrained(folder).to(arguments.device)
+    if any(spec.tune_thresholds for spec in saved.specs):
+        _tune_thresholds(trainer, saved, data, folder)
     test: Scores | None = None
     for split in ("validation", "test"):
         rows = data.split(split)
@@ -117,10 +132,35 @@ def run_training(
             scores = trainer.score(rows, model=saved)
             metrics = scores.metrics
             results[split] = {**metrics, "average": scores.average(metrics)}
+            results["train"][f"{split}_loss"] = {name: task.loss for name, task in scores.tasks.items()}
             test = scores if split == "test" else test
     if writes:
+        write_training_card(
+            folder,
+            data,
+            arguments,
+            results=results,
+            history=trainer.state.log_history,
+            shares=trainer.sampling_shares(),
+            seconds=clock.seconds,
+        )
         write_text(to_json(results, indent=2) + "\n", folder / RESULTS_NAME)
+        if arguments.push_to_hub:
+            push_folder(
+                folder,
+                arguments.hub_model_id or folder.resolve().name,
+                private=arguments.hub_private_repo,
+                revision=arguments.hub_revision,
+                token=arguments.hub_token,
+            )
     return TrainingRun(folder, results, test, reports=writes)
+
+
+def _effort(trainer: MultiTaskTrainer, clock: TrainingClock) -> dict[str, float]:
+    """Return the rows and seconds of a training, those before it was resumed included."""
+    rows = trainer.num_examples(cast(Any, trainer.callback_handler.train_dataloader))
+    trained = round(rows * (trainer.state.epoch or 0.0))
+    return {"rows_per_epoch": rows, "train_rows": trained, "train_seconds": clock.seconds}
 
 
 def split_seed(recipe: Recipe) -> int:
@@ -129,12 +169,23 @@ def split_seed(recipe: Recipe) -> int:
     return seed if isinstance(seed, int) else MultiTaskTrainingArguments.seed
 
 
+def is_finished(folder: Path) -> bool:
+    """Return whether a run in a folder came to its end."""
+    return (folder / RESULTS_NAME).is_file()
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end; `None` where there is none."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     # The trainer's state is the last file of a checkpoint that is written.
     whole = [path for path in found if _is_json(path / "trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove a run's checkpoints, which nobody needs once it is finished."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _bring_best_home(checkpoint: Path) -> None:
@@ -169,7 +220,12 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         )
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they do not stand.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -180,20 +236,34 @@ def _make(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove the model and checkpoints of an earlier run, and nothing else."""
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    drop_checkpoints(folder)
     for name in (RESULTS_NAME, RECIPE_NAME, "config.json", "model.safetensors", "training_args.json"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
 
 
 def _save(trainer: MultiTaskTrainer, folder: Path) -> None:
     """Save the model under a temporary name, then move its files into place."""
     temporary = folder / ".model.tmp"
-    trainer.save_model(str(temporary))
+    trainer.save_model(str(temporary), _internal_call=True)  # pushed when all is written, not now
     if trainer.is_world_process_zero():
-        for path in sorted(temporary.iterdir()):
-            path.replace(folder / path.name)
-        temporary.rmdir()
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(temporary)
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
+        shutil.rmtree(temporary)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _tune_thresholds(trainer: MultiTaskTrainer, saved: MultiTaskModel, data: RecipeData, folder: Path) -> None:
+    """Choose thresholds on the validation rows, and write them into the saved model's configuration."""
+    size = trainer.args.per_device_eval_batch_size
+    set_thresholds(saved, tuned(saved, data.tokenizer, data.validation, batch_size=size))
+    if trainer.is_world_process_zero():
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["tasks"] = [spec.to_dict() for spec in saved.specs]
+        write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", path)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Never, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import seed_worker, speed_metrics
 
-from hf_mtl.data.preparation import EncodedSplit
-from hf_mtl.data.recipe import near
+from hf_mtl.data.preparation import EncodedSplit, TrainingSplit
 from hf_mtl.errors import DataError, SpecError
-from hf_mtl.evaluation.metrics import load_metric
 from hf_mtl.evaluation.prediction import collator_for
 from hf_mtl.evaluation.scoring import Scores, score
+from hf_mtl.model.lora import save_merged
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
-from hf_mtl.registry import HEADS, SAMPLERS
-from hf_mtl.training.arguments import MultiTaskTrainingArguments
-from hf_mtl.training.batching import MixedBatchSampler
+from hf_mtl.training.arguments import RELATIVE_GAIN, MultiTaskTrainingArguments
+from hf_mtl.training.batching import EpochBatchSampler
+from hf_mtl.training.checkpointing import Stateful, load_parts, save_parts
+from hf_mtl.training.frozen_states import RemoveStates, with_states
+from hf_mtl.training.mean_losses import MeanLosses
 from hf_mtl.training.objective import StepTotals, step_loss, step_totals
-from hf_mtl.training.sources import JointRows
+from hf_mtl.training.optimization import prepare_model, set_learning_rates
+from hf_mtl.training.plan import SampledRows, TrainingPlan, make_batches
+from hf_mtl.training.samplers.base import Sampler
+from hf_mtl.training.selection import check_selection, relative_gain, selection_callbacks
+from hf_mtl.training.sharding import (
+    check_asked_for,
+    check_fsdp,
+    choose_units,
+    drop_unused_gradients,
+    reduce_unused_parameters,
+)
+from hf_mtl.training.step import StepCallback, StepObjective
+from hf_mtl.training.step_checks import check_accelerator, check_architecture
+from hf_mtl.training.streams import TrainingRows
 from hf_mtl.writing import write_text
 
 TRAINING_ARGS_NAME = "training_args.json"
@@ -39,13 +54,9 @@ WITHOUT_EFFECT = {
     "compute_metrics": "every task type brings its metrics",
     "preprocess_logits_for_metrics": "every task type brings its metrics",
     "compute_loss_func": "every task type brings its loss",
-    "model_init": "give the model",
+    "model_init": "give the model; hf_mtl.training.tuning searches training arguments",
 }
 """Arguments of the Trainer that this one would ignore, and why."""
-
-
-HEAD_RATE = 10.0
-"""Learning rate of the heads over that of the encoder, where none is given."""
 
 
 class MultiTaskTrainer(Trainer):
@@ -78,7 +89,7 @@ class MultiTaskTrainer(Trainer):
         model: MultiTaskModel,
         args: MultiTaskTrainingArguments | None = None,
         *,
-        train_dataset: Mapping[str, EncodedSplit] | None = None,
+        train_dataset: Mapping[str, TrainingSplit] | None = None,
         eval_dataset: Mapping[str, EncodedSplit] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         **trainer_kwargs: Any,
@@ -89,7 +100,8 @@ class MultiTaskTrainer(Trainer):
         self.train_splits = dict(train_dataset or {})
         for split in (*self.train_splits.values(), *(eval_dataset or {}).values()):
             _check_tasks(model, split)
-        _check_best_metric(args.metric_for_best_model, eval_dataset or {})
+        check_selection(args, eval_dataset or {})
+        prepare_model(model, args, [task.spec.name for split in self.train_splits.values() for task in split.tasks])
         for name, mend in WITHOUT_EFFECT.items():
             if trainer_kwargs.get(name) is not None:
                 raise SpecError(f"{name} is given, which would have no effect", mend=mend)
@@ -97,12 +109,26 @@ class MultiTaskTrainer(Trainer):
             model=model,
             args=args,
             data_collator=cast(Any, collator_for(model, processing_class)),
-            train_dataset=JointRows(self.train_splits) if self.train_splits else None,
+            train_dataset=TrainingRows(self.train_splits) if self.train_splits else None,
             eval_dataset=cast(Any, dict(eval_dataset)) if eval_dataset else None,
             processing_class=processing_class,
             **trainer_kwargs,
         )
-        self._loss_sums: dict[str, Tensor] = {}
+        self._losses = MeanLosses([spec.name for spec in model.specs], device=self.args.device)
+        self._sampler: Sampler | None = None
+        self._sampled: SampledRows | None = None
+        self._plan: TrainingPlan | None = None
+        self._stateful: dict[str, Stateful] = {}  # parts with state of their own, by their name in a checkpoint
+        check_asked_for(fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        for name, callback in selection_callbacks(model, args, eval_dataset or {}, sharded=sharded).items():
+            self.add_callback(callback)
+            self._stateful[name] = callback
+        self.add_callback(RemoveStates())
+        self._objective = self._step_objective()
+        self._stateful |= self._objective.stateful()
 
     @property
     def multi_task_model(self) -> MultiTaskModel:
@@ -114,19 +140,17 @@ class MultiTaskTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         if not self.train_splits:
             raise DataError("there are no training rows", mend="name training files in the recipe's datasets")
-        rows = cast(JointRows, self.train_dataset)
+        rows = cast(TrainingRows, self.train_dataset)
         process = (self.args.process_index, self.args.world_size)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sources = list(rows.sources(self.train_splits, seed=seed))
-        sampler = SAMPLERS.get(self.args.sampling)(
-            {name: len(source) for name, source in zip(self.train_splits, sources, strict=True)}, seed=seed
-        )
-        batches = MixedBatchSampler(sampler, sources, batch_size=self._train_batch_size, process=process)
-        self._loss_sums = {}  # of an earlier training, after its last log
+        batches = make_batches(self.args, rows, self.train_splits, batch_size=self._train_batch_size, process=process)
+        self._follow(batches)
+        self._losses.take()  # of an earlier training, after its last log
+        collator = cast(Any, self.data_collator)
+        dataset, collate = with_states(self.multi_task_model, self.args, rows, batches, collator, self.accelerator)
         loader = DataLoader(
-            rows,
+            dataset,
             batch_sampler=batches,
-            collate_fn=cast(Any, self.data_collator),
+            collate_fn=cast(Any, collate),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -140,12 +164,36 @@ class MultiTaskTrainer(Trainer):
             loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, rng_types=[]
         )
 
+    def _follow(self, batches: EpochBatchSampler) -> None:
+        """Keep count of what is sampled, and with every checkpoint what the sampler remembers."""
+        self._sampled = SampledRows(batches, batches_per_step=self.args.gradient_accumulation_steps)
+        self._stateful["sampled_rows"] = self._sampled
+        self._sampler = batches.sampler
+        self._plan = TrainingPlan.of(batches)
+        self._stateful.pop("sampler", None)
+        if self._sampler.state_dict():
+            self._stateful["sampler"] = self._sampler
+
+    def _observe(self, scores: Scores, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell the sampler how good each task is; not on resuming, since the run before did not evaluate there."""
+        step = self.state.global_step
+        if self._sampler is not None and (step == 0 or step > self._initial_global_step):
+            primaries = {task: metrics[task][own.metric.primary] for task, own in scores.tasks.items()}
+            self._sampler.observe({task: 0.0 if math.isnan(value) else value for task, value in primaries.items()})
+
+    def sampling_shares(self) -> dict[str, float]:
+        """Return each dataset's share of the rows that an epoch draws; empty before training."""
+        return {dataset.name: dataset.share for dataset in self._plan.datasets} if self._plan is not None else {}
+
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
-        return cast(MixedBatchSampler, dataloader.batch_sampler).sampler.epoch_size()
+        return int(cast(EpochBatchSampler, dataloader.batch_sampler).counts(0).sum())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Resumed at max_steps within an epoch, transformers 5.23 trains one step more (no upstream issue is known).
-        if self.state.global_step < self.state.max_steps:
+        # One that had stopped early has no more to train either.
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            if self.state.global_step == 0 and self._plan is not None:
+                self.log(self._plan.logs())
             super()._run_epoch(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Never:
@@ -165,30 +213,79 @@ class MultiTaskTrainer(Trainer):
 
     # ------------------------------------------------------------------ optimizer
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            choose_units(self.accelerator.state.fsdp_plugin, self.multi_task_model)
+        model, loader = cast(Any, super())._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            reduce_unused_parameters(model)
+        return model, loader
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if not given:
-            rate = self.args.head_learning_rate
-            heads = [*self.multi_task_model.heads.parameters(), *self.multi_task_model.attention_poolings.parameters()]
-            set_apart(optimizer, heads, lr=HEAD_RATE * self.args.learning_rate if rate is None else rate)
+            set_learning_rates(optimizer, self.multi_task_model, self.args)
+        self._objective.join(optimizer, given=given)
         return optimizer
 
     # ------------------------------------------------------------------ loss
+
+    def _step_objective(self) -> StepObjective:
+        fp16 = self.accelerator.scaler is not None
+        check_accelerator(self.args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled, fp16=fp16)
+        alone = self.args.world_size == 1
+        objective = StepObjective(
+            self.args,
+            {spec.name: spec.loss_weight for spec in self.multi_task_model.specs},
+            reduce=None if alone else self._sum_over_processes,
+            broadcast=None if alone else cast(Any, broadcast),
+        )
+        objective.check_model(self.multi_task_model)
+        check_architecture(self.multi_task_model.config, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        self.add_callback(StepCallback(objective, self.log))
+        return objective
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(values))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._sampled is not None:
+            self._sampled.add(self.state.global_step, len(batches))
         processes = self.args.world_size
         totals = step_totals(
             self.multi_task_model,
             batches,
             device=device,
             processes=processes,
-            reduce=(lambda counts: cast(Tensor, self.accelerator.reduce(counts))) if processes > 1 else None,
+            reduce=self._sum_over_processes if processes > 1 else None,
+        )
+        self._objective.begin(
+            self.multi_task_model,
+            totals,
+            micro_batches=len(batches),
+            step=self.state.global_step,
+            epoch=int(self.state.epoch or 0),
         )
         return batches, totals
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self._objective.aggregation is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.is_fsdp_enabled and self.accelerator.sync_gradients:
+                drop_unused_gradients(self.multi_task_model, num_items_in_batch.items)
+            return loss
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            cast(Any, self.optimizer).train()
+        # Not the wrapped model: the gradients are reduced over the processes before they are aggregated.
+        loss = self.compute_loss(
+            self.multi_task_model, cast(Any, self)._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch
+        )
+        return cast(Tensor, loss).detach()
 
     def compute_loss(
         self,
@@ -197,40 +294,26 @@ class MultiTaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        outputs: MultiTaskOutput = model(**inputs)
-        losses, totals = outputs.losses, num_items_in_batch
-        if losses is None:
-            # No row has a label left, since truncation cut them off: nothing to learn, but a graph to go back.
-            loss = torch.stack([logits.sum() * 0.0 for logits in (outputs.logits or {}).values()]).sum()
-        elif isinstance(totals, StepTotals):
-            loss = step_loss(self.multi_task_model, losses, inputs, totals)
-            self._remember_losses(losses, inputs)
+        totals = num_items_in_batch
+        if isinstance(totals, StepTotals):
+            heads = self.multi_task_model
+            outputs, terms = self._objective.terms(model, inputs, totals, heads=heads)
+            self._losses.add(outputs.losses or {}, inputs.get("items", {}))
+            self._objective.gather(terms)
+            loss = step_loss(terms, outputs.logits or {}, totals.processes) + self._objective.tie(outputs, heads)
         else:
-            loss = cast(Tensor, outputs.loss)
+            outputs = cast(MultiTaskOutput, model(**inputs))
+            loss = step_loss({}, outputs.logits or {}, 1) if outputs.loss is None else outputs.loss
         return (loss, outputs) if return_outputs else loss
 
-    def _remember_losses(self, losses: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> None:
-        for task, loss in losses.items():
-            items = self.multi_task_model.head(task).num_items(inputs["labels"][task][inputs["rows"][task]])
-            pair = torch.stack([loss.detach().float() * items, items])
-            self._loss_sums[task] = self._loss_sums[task] + pair if task in self._loss_sums else pair
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._sampled is not None and ("loss" in logs or "train_loss" in logs):
+            logs.update(self._sampled.logs())
         if "loss" in logs:
-            logs.update(self._mean_losses())
+            losses = self._losses.take(self._sum_over_processes if self.args.world_size > 1 else None)
+            logs.update({f"loss_{task}": loss for task, loss in losses.items()})
+            logs.update(self._objective.mean_weights())
         super().log(logs, start_time)
-
-    def _mean_losses(self) -> dict[str, float]:
-        """Return the mean training loss of each task since the last time, `loss_<task>`; one device synchronisation."""
-        names = [spec.name for spec in self.multi_task_model.specs]
-        zero = torch.zeros(2, device=self.args.device)
-        sums = torch.stack([self._loss_sums.get(name, zero) for name in names])
-        if self.args.world_size > 1:
-            sums = cast(Tensor, self.accelerator.reduce(sums))
-        self._loss_sums = {}
-        return {
-            f"loss_{name}": total / items for name, (total, items) in zip(names, sums.tolist(), strict=True) if items
-        }
 
     # ------------------------------------------------------------------ evaluation
 
@@ -248,7 +331,8 @@ class MultiTaskTrainer(Trainer):
             metric_key_prefix: what the keys begin with.
 
         Returns:
-            `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss`, `<prefix>_average` and speed.
+            `<prefix>_<task>_<metric>`, `<prefix>_<task>_loss`, `<prefix>_average`, `<prefix>_relative_gain` where there
+            are single-task scores, and speed.
 
         Raises:
             DataError: there are no splits.
@@ -269,6 +353,12 @@ class MultiTaskTrainer(Trainer):
             metrics |= {f"{metric_key_prefix}_{task}_{key}": value for key, value in values.items()}
             metrics[f"{metric_key_prefix}_{task}_loss"] = scores.tasks[task].loss
         metrics[f"{metric_key_prefix}_average"] = scores.average(by_task)
+        if self.args.single_task_scores:
+            primaries = {task: by_task[task][own.metric.primary] for task, own in scores.tasks.items()}
+            single = cast(dict[str, float], self.args.single_task_scores)
+            metrics[f"{metric_key_prefix}_{RELATIVE_GAIN}"] = relative_gain(primaries, single)
+        if eval_dataset is None and self.is_in_train:
+            self._observe(scores, by_task)
         rows = sum(len(split) for split in splits.values())
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=rows)
         self.log(metrics)
@@ -283,13 +373,16 @@ class MultiTaskTrainer(Trainer):
             splits: splits by dataset.
             model: a model to score instead of the one in training, such as the one saved.
         """
+        # The parts of a sharded model meet in every batch, so that each process must run all of them.
+        together = model is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        process = (0, 1) if together else (self.args.process_index, self.args.world_size)
         return score(
             model or self.multi_task_model,
             self.processing_class,
             splits,
             batch_size=self.args.per_device_eval_batch_size,
-            process=(self.args.process_index, self.args.world_size),
-            gather=gather_object if self.args.world_size > 1 else None,
+            process=process,
+            gather=gather_object if process[1] > 1 else None,
             on_batch=self._show_progress,
         )
 
@@ -300,54 +393,53 @@ class MultiTaskTrainer(Trainer):
 
     # ------------------------------------------------------------------ saving
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_parts(self._stateful, output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What is written next, the trainer's state, says that the checkpoint is whole: on all processes, then.
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_parts(self._stateful, checkpoint)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
         folder = Path(output_dir if output_dir is not None else cast(str, self.args.output_dir))
         if self.args.should_save:
+            if self.multi_task_model.config.peft is not None and not self.is_in_train:
+                # Checkpoints keep adapters and weights apart, to go on from; the model that others load is whole.
+                save_merged(self.multi_task_model, folder)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the same in JSON stands beside it
             # Paths of this machine do not travel with the model; `to_dict` masks tokens.
             values = {key: value for key, value in self.args.to_dict().items() if key not in LOCAL_ARGUMENTS}
             write_text(json.dumps(values, indent=2, default=str) + "\n", folder / TRAINING_ARGS_NAME)
 
-
-def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], *, lr: float) -> None:
-    """Give some parameters of a new optimizer a learning rate of their own, each with the options of its group.
-
-    Args:
-        optimizer: an optimizer that has made no step yet.
-        parameters: the parameters, wherever they stand among its groups.
-        lr: their learning rate.
-    """
-    apart = {id(parameter) for parameter in parameters}
-    for group in list(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if id(parameter) in apart]
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in apart]
-        if own:
-            optimizer.add_param_group({**group, "params": own, "lr": lr})
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        # A card that stands there says more, be it a user's own or that of a whole run.
+        if not Path(cast(str, self.args.output_dir), "README.md").exists():
+            super().create_model_card(*args, **kwargs)
 
 
-def _check_tasks(model: MultiTaskModel, split: EncodedSplit) -> None:
+def _check_tasks(model: MultiTaskModel, split: TrainingSplit) -> None:
     specs = {spec.name: spec for spec in model.specs}
     for task in split.tasks:
         known = specs.get(task.spec.name)
-        if known is None or known.labels != task.spec.labels or known.type != task.spec.type:
-            found = (
-                "the model has no such task" if known is None else "the model's task has other labels or another type"
-            )
+        found = None
+        if known is None:
+            found = "the model has no such task"
+        elif known.labels != task.spec.labels or known.type != task.spec.type:
+            found = "the model's task has other labels or another type"
+        elif (known.max_length, known.stride) != (task.spec.max_length, task.spec.stride):
+            found = "the model's task has another max_length or stride"
+        if found is not None:
             raise SpecError(
                 found,
                 where=f"dataset {split.name!r}, task {task.spec.name!r}",
                 mend="load the recipe with tasks=model.specs",
             )
-
-
-def _check_best_metric(name: str | None, splits: Mapping[str, EncodedSplit]) -> None:
-    """Find a wrong `metric_for_best_model` before the first epoch is trained, not after it."""
-    if name is None or not splits:
-        return
-    specs = [task.spec for split in splits.values() for task in split.tasks]
-    metrics = {spec.name: load_metric(HEADS.get(spec.type).metric_name(spec), scheme=spec.scheme) for spec in specs}
-    known = [f"{task}_{key}" for task, metric in metrics.items() for key in (*metric.keys, "loss")]
-    name, known = name.removeprefix("eval_"), ["average", *known]
-    if name not in known:
-        raise SpecError(f"metric_for_best_model is {name!r}", mend=near(name, known))

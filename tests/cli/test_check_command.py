@@ -143,3 +143,28 @@ def test_training_arguments_are_checked_too(workspace: Path, tmp_path: Path) -> 
     (tmp_path / "recipe.yaml").write_text(text)
     done = call("check", tmp_path / "recipe.yaml", fails=True)
     assert done.err.startswith(f"error: {tmp_path / 'recipe.yaml'}, training: unknown argument 'learning_rat'")
+
+
+def test_a_stream_is_read_once_and_reported_as_it_would_be_otherwise(planted: Path, report: dict[str, Any]) -> None:
+    text = planted.read_text()
+    spec = "type: sequence_classification\n"
+    for name, labels in (("first", "[x, y]"), ("second", "[u, v, w]")):
+        assert f"- name: {name}\n  {spec}" in text
+        text = text.replace(f"- name: {name}\n  {spec}", f"- name: {name}\n  labels: {labels}\n  {spec}")
+    (planted.parent / "named.yaml").write_text(text)
+    (planted.parent / "streamed.yaml").write_text(
+        text.replace("    text: text\n", "    text: text\n    streaming: true\n")
+    )
+    found, wanted = (
+        json.loads(call("check", planted.parent / f"{name}.yaml", "--json").out) for name in ("streamed", "named")
+    )
+    for key in ("datasets", "tasks"):
+        by_place = [sorted(entries[key], key=lambda entry: json.dumps(entry)) for entries in (found, wanted)]
+        assert by_place[0] == by_place[1]
+    repeated = "a train: 1 of 4 rows repeat the text of an earlier row"
+    assert sorted([*found["problems"], repeated]) == sorted(wanted["problems"])
+    assert wanted["not_checked"] == []
+    assert found["not_checked"] == [
+        f"{name} train: whether rows repeat an earlier one, for they are streamed" for name in "ab"
+    ]
+    assert "not checked: a train" in call("check", planted.parent / "streamed.yaml").out

@@ -37,7 +37,8 @@ def answered(trained: Path, workspace: Path, tmp_path_factory: pytest.TempPathFa
     def answer(dataset: str) -> Rows:
         target = folder / f"{dataset}.jsonl"
         if not target.exists():
-            call("predict", trained, "--input", workspace / f"{dataset}-test.jsonl", "--output", target)
+            files = ("--input", workspace / f"{dataset}-test.jsonl", "--output", target)
+            call("predict", trained, *files, "--precision", "fp32")  # that of `evaluate`
         return [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
 
     return answer

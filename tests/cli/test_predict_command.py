@@ -5,11 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from calling import Called, call, call_process
+
+from hf_mtl.inference import bulk
+from hf_mtl.inference.loading import load_model
+from hf_mtl.model.precision import best_precision
 
 Rows = list[dict[str, Any]]
 
@@ -57,14 +56,16 @@ def read_rows(path: Path) -> Rows:
 
 
 def predict_file(model: Path, source: Path, target: Path, *options: object) -> tuple[Rows, Called]:
-    done = call("predict", model, "--input", source, "--output", target, *options)
+    """Call the command, in the precision of `answers` unless another is named."""
+    exact = () if "--precision" in options or "--dtype" in options else ("--precision", "fp32")
+    done = call("predict", model, "--input", source, "--output", target, *exact, *options)
     return read_rows(target), done
 
 
 @pytest.fixture(scope="session")
 def answers(trained: Path) -> list[dict[str, Any]]:
     """What `--text` answers to each of `TEXTS`."""
-    return [json.loads(call("predict", trained, "--text", text).out) for text in TEXTS]
+    return [json.loads(call("predict", trained, "--text", text, "--precision", "fp32").out) for text in TEXTS]
 
 
 def close(found: Any, wanted: Any) -> bool:
@@ -133,7 +134,7 @@ def test_columns_can_be_named(trained: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"text": "x", "body": "the film was great", "words": ["fly", "to", "rome"]}])
     by_text, _ = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "a.jsonl", "--text-column", "body")
     by_tokens, _ = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "b.jsonl", "--tokens-column", "words")
-    direct = json.loads(call("predict", trained, "--text", "the film was great").out)
+    direct = json.loads(call("predict", trained, "--text", "the film was great", "--precision", "fp32").out)
     assert close(by_text[0]["predictions"], direct)
     assert len(by_tokens[0]["predictions"]["slots"]["tags"]) == 3
 
@@ -217,6 +218,7 @@ def test_the_report_counts_rows_and_time(trained: Path, tmp_path: Path) -> None:
 def test_tasks_precision_and_batch_size_are_options(trained: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
     options = ("--task", "moods", "--task", "intent", "--dtype", "bf16", "--device", "cpu", "--batch-size", "2")
+    options = (*options, "--max-tokens", "9")
     found, _ = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "out.jsonl", *options)
     assert [list(row["predictions"]) for row in found] == [["intent", "moods"]] * len(TEXTS)
 
@@ -224,7 +226,7 @@ def test_tasks_precision_and_batch_size_are_options(trained: Path, tmp_path: Pat
 def test_lines_of_standard_input_are_texts_or_json(trained: Path, answers: list[dict[str, Any]]) -> None:
     lines = ["the film was great", '{"text": "fly to new york", "id": 7}', '"the film was great"', "", "[sic] 5 stars"]
     lines += ['"the film" said nobody', "{broken", "7"]
-    done = call("predict", trained, stdin="\n".join(lines).encode())
+    done = call("predict", trained, "--precision", "fp32", stdin="\n".join(lines).encode())
     found = [json.loads(line) for line in done.out.splitlines()]
     assert [row.get("text") for row in found] == [
         "the film was great", "fly to new york", "the film was great", "[sic] 5 stars",
@@ -251,20 +253,31 @@ def test_a_real_process_reads_standard_input_and_writes_json_lines_only(trained:
     assert set(rows[0]["predictions"]) == {"sentiment"}
 
 
-@pytest.mark.slow
-def test_a_killed_process_leaves_the_output_as_it_was(trained: Path, tmp_path: Path) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    with source.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": f"the film was good {number}"}) + "\n" for number in range(400_000))
-    target.write_text("before\n")
-    command = [sys.executable, "-m", "hf_mtl", "predict", str(trained), "--input", str(source), "--output", str(target)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        while not any(path.stat().st_size for path in tmp_path.glob(".out.jsonl.*")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    assert target.read_text() == "before\n"
+def test_the_default_precision_is_said_and_answers_nearly_as_fp32(trained: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
+    exact, _ = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "exact.jsonl")
+    found, done = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--precision", "auto")
+    assert f"tokens/s, {best_precision('cpu')})" in done.err
+    for row, wanted in zip(found, exact, strict=True):
+        for task in ("sentiment", "intent", "moods"):
+            assert row["predictions"][task]["scores"] == pytest.approx(wanted["predictions"][task]["scores"], abs=0.1)
+
+
+def test_a_run_that_was_cut_off_is_gone_on_with(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "CHUNK_ROWS", 2)
+    write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
+    wanted, _ = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    # As if it had been killed after its first part.
+    model, tokenizer = load_model(trained)
+
+    def stop(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.predict_file(
+            model, tokenizer, tmp_path / "in.jsonl", tmp_path / "again.jsonl", precision="fp32", on_rows=stop
+        )
+    found, done = predict_file(trained, tmp_path / "in.jsonl", tmp_path / "again.jsonl")
+    assert found == wanted
+    assert "going on after the 2 rows of an earlier run" in done.err
+    assert "5 rows, 2 of them by an earlier run, in" in done.err

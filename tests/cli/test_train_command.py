@@ -153,6 +153,23 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def test_the_plan_is_shown_before_training(recipe: Path, tmp_path: Path) -> None:
+    options = ["--batching", "homogeneous", "--dataset-batch-size", '{"films": 4}', "--class-balanced", "[sentiment]"]
+    options += ["--sampling", "temperature", "--sampling-kwargs", '{"temperature": 2}', "--epoch-size", "downsampled"]
+    done = train(recipe, tmp_path / "run", *options, "--max-steps", "1", "--save-strategy", "no")
+    lines = done.err.splitlines()
+    films = next(line for line in lines if "films" in line).replace("│", " ").split()
+    rows = films.index("sentiment") + 1
+    assert films[rows + 1] == "25.0%"
+    assert int(films[rows + 3]) == -(-int(films[rows + 2]) // 4)  # batches of four rows
+    assert lines.index(next(line for line in lines if "batches an epoch" in line)) < lines.index(
+        next(line for line in lines if line.startswith("training 1 steps"))
+    )
+    written = read_yaml(tmp_path / "run" / "recipe.yaml")["training"]
+    assert written["sampling_kwargs"] == {"temperature": 2}
+    assert written["class_balanced"] == ["sentiment"]
+
+
 def test_options_are_typed_as_yaml_types_them() -> None:
     options = [
         "--num-train-epochs",
@@ -185,7 +202,16 @@ def test_two_processes_train_one_model_and_report_once(recipe: Path, tmp_path: P
     launch = {
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
         "accelerate": [
-            *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+            *(
+                "accelerate.commands.launch",
+                "--main_process_port",
+                "0",
+                "--multi_gpu",
+                "--num_processes",
+                "2",
+                "--num_machines",
+                "1",
+            ),
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "hf_mtl", "train"),
         ],
     }[launcher]

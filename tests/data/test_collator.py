@@ -72,13 +72,13 @@ def test_a_batch_is_padding_row_by_row(seed: int, multiple: int) -> None:
     if "token_type_ids" in batch:
         filled = [kind or [0] * len(row) for kind, row in zip(types, ids, strict=True)]
         assert batch["token_type_ids"].tolist() == padded_by_hand(filled, length, 0)
-    assert all(batch[key].dtype == torch.int64 for key in batch if key not in ("labels", "rows"))
+    assert all(batch[key].dtype == torch.int64 for key in batch if key not in ("labels", "rows", "items"))
 
-    labels, indices = batch.get("labels", {}), batch.get("rows", {})
+    labels, indices, items = (batch.get(key, {}) for key in ("labels", "rows", "items"))
     present = {spec.name: [n for n, row in enumerate(rows) if has_label(spec, row.get(LABEL_PREFIX + spec.name))]
                for spec in SPECS}  # fmt: skip
-    assert ("labels" in batch) == ("rows" in batch) == any(present.values())
-    assert list(labels) == list(indices) == [name for name, numbers in present.items() if numbers]
+    assert ("labels" in batch) == ("rows" in batch) == ("items" in batch) == any(present.values())
+    assert list(labels) == list(indices) == list(items) == [name for name, numbers in present.items() if numbers]
     for spec in SPECS:
         if spec.name not in labels:
             continue
@@ -86,6 +86,7 @@ def test_a_batch_is_padding_row_by_row(seed: int, multiple: int) -> None:
         assert own.dtype == torch.int64
         assert own.tolist() == present[spec.name]
         assert own.tolist() == HEADS.get(spec.type).labelled_rows(found).nonzero().squeeze(-1).tolist()
+        assert items[spec.name] == HEADS.get(spec.type).num_items(spec, found).item() > 0
         values = [row.get(LABEL_PREFIX + spec.name) for row in rows]
         expected, dtype = labels_by_hand(spec, values, length)
         assert found.dtype == dtype

@@ -56,6 +56,13 @@ def test_the_task_type_follows_from_the_values(tmp_path: Path, values: list[Any]
     assert found == {"sure": "sequence_classification", **({"column": wanted} if wanted else {})}
 
 
+def test_answers_with_their_places_are_looked_for_in_the_longer_text(tmp_path: Path) -> None:
+    answers = [{"text": ["words"], "answer_start": [22]}, {"text": [], "answer_start": []}] * 20
+    recipe = drafted(tmp_path, columns(question=["what?"] * 40, context=TEXTS, answers=answers))
+    assert tasks(recipe) == {"answers": "span_extraction"}
+    assert recipe.datasets["data"].input_columns == {"text": "context", "text_pair": "question"}
+
+
 def test_lists_beside_tokens_are_tags(tmp_path: Path) -> None:
     rows = columns(tokens=[["fly", "to", "rome"]] * 40, slots=[["O", "O", "B-city"]] * 40, intent=["a", "b"] * 20)
     recipe = drafted(tmp_path, rows)

@@ -25,6 +25,7 @@ from hf_mtl.data.encoding import (
     word_spans,
     words_of,
 )
+from hf_mtl.data.windows import Reading, window_starts
 from hf_mtl.errors import DataError, ModelError, SpecError
 
 SCRIPTS = {
@@ -392,6 +393,34 @@ def test_long_texts_are_cut(tokenizer: PreTrainedTokenizerBase) -> None:
     assert len(encoded.first_tokens[0]) == 20_000
     assert (encoded.first_tokens[0][:50] >= 0).all()
     assert (encoded.first_tokens[0][1000:] == -1).all()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_windows_hold_all_of_a_text_with_every_tokenizer(tokenizer: PreTrainedTokenizerBase, side: str) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.truncation_side = side
+    for text in random_texts(5, 30, length=90):
+        row = Inputs.of(text, split_words=True)
+        whole, read = encode(tokenizer, [row]), encode(tokenizer, [row], Reading(12, 4))
+        if len(whole.input_ids[0]) <= 12:
+            assert read.windows == {}
+            assert read.input_ids == whole.input_ids
+            continue
+        windows, special = read.windows[0], tokenizer.num_special_tokens_to_add()
+        plain = encode(tokenizer, [row], Reading(12))
+        assert plain.input_ids[0] == windows.input_ids[0]
+        assert {len(ids) for ids in windows.input_ids} == {12}
+        ascending = windows.input_ids if side == "right" else windows.input_ids[::-1]
+        before = 1 if special == 2 else 0
+        text_ids = [ids[before : 12 - special + before] for ids in ascending]
+        starts = window_starts(len(whole.input_ids[0]) - special, 12 - special, 4).tolist()
+        for start, ids in zip(starts, text_ids, strict=True):
+            assert ids == whole.input_ids[0][before + start : before + start + len(ids)]
+        joined = [token for ids in windows.input_ids for token in ids]
+        found, wanted = windows.first_tokens, whole.first_tokens[0]
+        assert found is not None and wanted is not None  # noqa: PT018
+        assert ((found < 0) == (wanted < 0)).all()
+        assert [joined[own] for own in found if own >= 0] == [whole.input_ids[0][own] for own in wanted if own >= 0]
 
 
 def test_words_need_a_tokenizer_with_offsets() -> None:

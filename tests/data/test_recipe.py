@@ -13,9 +13,10 @@ from typing import Any
 import datasets
 import pytest
 
-from hf_mtl.configuration import TaskSpec
+from hf_mtl.configuration import ARCHITECTURE, TaskSpec
 from hf_mtl.data.loading import read_files, read_hub
 from hf_mtl.data.recipe import DatasetSource, Recipe, near, parse_recipe, read_recipe
+from hf_mtl.data.refinement_keys import REFINEMENT
 from hf_mtl.data.schema import recipe_schema
 from hf_mtl.data.yaml import write_yaml
 from hf_mtl.errors import HfMtlError, RecipeError
@@ -25,6 +26,7 @@ GOOD: dict[str, Any] = {
     "encoder": "owner/encoder",
     "max_length": 128,
     "training": {"learning_rate": 1e-4, "num_train_epochs": 2, "bf16": False, "layers": ["a"]},
+    "search": {"optim": ["adamw_torch", "sgd"], "weight_decay": {"low": 0, "high": 0.1}},
     "datasets": {
         "home": {"train": "home/*.jsonl", "validation": ["a.jsonl", "b.jsonl"], "tokens": "tokens"},
         "pairs": {"train": "pairs.csv", "test": "test.csv", "text": "first", "text_pair": "second"},
@@ -37,7 +39,7 @@ GOOD: dict[str, Any] = {
          "labels": ["O", "B-x", "I-x"], "class_weights": [0.5, 1, 2.0]},
         {"name": "close", "type": "regression", "dataset": "pairs", "label": "score", "loss_weight": 2},
         {"name": "topics", "type": "multi_label_classification", "dataset": "news", "label": "topics", "dropout": 0.2,
-         "label_smoothing": 0.1},
+         "label_smoothing": 0.1, "max_length": 64, "stride": 0},
         {"name": "upos", "type": "token_classification", "dataset": "tree", "label": "upos"},
     ],
 }  # fmt: skip
@@ -101,10 +103,13 @@ BAD: list[tuple[Any, str]] = [
     ([GOOD], "the recipe is [{"), ("text", "the recipe is 'text', not a mapping"), (None, "the recipe is None"),
     (7, "the recipe is 7"),
     # the recipe's keys
-    *((broken("encoder", value=wrong), "encoder is ") for wrong in (3, ["a"], {"a": 1}, True)),
+    *((broken("encoder", value=wrong), "encoder is ") for wrong in (3, ["a"], True)),
+    (broken("encoder", value={"a": 1}), "encoder: unknown key 'a'; use 'type', 'hidden_size'"),
     *((broken("max_length", value=wrong), "max_length is ") for wrong in ("128", 1.5, True, [8], 7, -1, 0)),
     *((broken("training", value=wrong), "training is ") for wrong in ([], "x", 0, False, [1])),
     (broken("training", 1, value=2), "training: the key 1 is not text"),
+    *((broken("search", value=wrong), "search is ") for wrong in ([], "x", 0, False, [1])),
+    (broken("search", 1, value=[2]), "search: the key 1 is not text"),
     *((broken("tasks", value=wrong), "tasks is ") for wrong in ("x", {"a": 1}, 3, True)),
     *((broken("datasets", value=wrong), "datasets is ") for wrong in ("x", ["a"], 3, True)),
     # datasets
@@ -112,7 +117,20 @@ BAD: list[tuple[Any, str]] = [
     (broken("datasets", 5, value={"train": "x", "text": "t"}), "datasets: the dataset name 5 is not text"),
     (broken("datasets", None, value={"train": "x", "text": "t"}), "datasets: the dataset name None is not text"),
     *((broken("datasets", "pairs", f.name, value=wrong), f"dataset 'pairs': {f.name} is ")
-      for f in fields(DatasetSource) for wrong in (3, True, {"a": "b"}, [], [1], [None], ["a", 2], "", [""])),
+      for f in fields(DatasetSource) for wrong in (3, True, {"a": "b"}, [], [1], [None], ["a", 2], "", [""])
+      # `cleaning` and `augmentation` are no text; what they may be is told by their own tests.
+      if (f.name, wrong) != ("streaming", True) and f.name not in ("cleaning", "augmentation")),
+    *((broken("datasets", "pairs", key, value=wrong), f"{key} is {wrong}; give a whole number, at least 1")
+      for key in ("rows", "shuffle_buffer") for wrong in (0, -1, 1.5, True)),
+    (broken("datasets", "pairs", "streaming", value="yes"), "streaming is 'yes'; give true or false"),
+    *((broken("datasets", name, key, value=5), f"dataset {name!r}: {key} is given without streaming")
+      for name in ("pairs", "news") for key in ("rows", "shuffle_buffer")),
+    (broken("datasets", "pairs", value={"train": "x", "text": "t", "streaming": True, "rows": 5}),
+     "dataset 'pairs': rows is given for files"),
+    (broken("datasets", "pairs", value={"test": "x", "text": "t", "streaming": True}),
+     "dataset 'pairs': streaming is set without training files"),
+    (broken("datasets", "pairs", value={"train": "x", "text": "t", "streaming": True, "columns": ["a", "b"]}),
+     "dataset 'pairs': streaming is set for CoNLL files"),
     *((broken("datasets", "pairs", key, value=["a", "b"]), f"dataset 'pairs': {key} is ")
       for key in ("path", "name", "revision", "text", "text_pair", "tokens")),
     (broken("datasets", "pairs", "text", drop=True), "dataset 'pairs': neither text nor tokens is given"),
@@ -143,6 +161,9 @@ BAD: list[tuple[Any, str]] = [
     *((broken("tasks", 1, "pooling", value=wrong), "pooling is ") for wrong in ("max", 3, ["cls"], {"cls": 1})),
     *((broken("tasks", 1, "loss_weight", value=wrong), "loss_weight is ") for wrong in (0, -1, "2", [1], None, True)),
     *((broken("tasks", 1, "label_smoothing", value=wrong), "label_smoothing is ") for wrong in (1, -0.1, "0", [])),
+    *((broken("tasks", 1, "max_length", value=wrong), "max_length is ") for wrong in (7, 8.5, "128", True, [8])),
+    *((broken("tasks", 1, "stride", value=wrong), "stride is ") for wrong in (-1, 1.5, "8", True, [8])),
+    (broken("tasks", 2, "stride", value=8), "but the rows of dataset 'pairs' are pairs of texts, which are not"),
     *((broken("tasks", 1, "dropout", value=wrong), "dropout is ") for wrong in (1, -0.1, "0", [], 10**20)),
 ]  # fmt: skip
 
@@ -279,6 +300,7 @@ def test_a_recipe_written_for_another_folder_reads_the_same_files(
     assert Path(again.encoder_path).samefile(place / "project/encoder")
     assert again.datasets["e"] == recipe.datasets["e"]
     assert (again.tasks, again.training, again.max_length) == (recipe.tasks, recipe.training, recipe.max_length)
+    assert again.search == recipe.search
     assert again.datasets["b"].train == str(place / "shared/c.jsonl")
 
 
@@ -336,7 +358,17 @@ def test_the_schema_has_the_keys_that_recipes_have() -> None:
     schema = recipe_schema()
     json.dumps(schema)
     parts = schema["properties"]
-    assert list(parts) == ["encoder", "max_length", "training", "datasets", "tasks"]
+    assert list(parts) == [
+        "encoder",
+        "max_length",
+        "training",
+        "datasets",
+        "tasks",
+        "card",
+        "search",
+        *ARCHITECTURE,
+        *REFINEMENT,
+    ]
     dataset, task = parts["datasets"]["additionalProperties"], parts["tasks"]["items"]
     assert list(dataset["properties"]) == [f.name for f in fields(DatasetSource)]
     assert list(task["properties"]) == [*(f.name for f in fields(TaskSpec)), "dataset", "label"]
@@ -353,7 +385,8 @@ def test_the_schema_accepts_good_recipes_and_refuses_bad_ones(place: Path) -> No
     assert complaints({**GOOD, "datasets": {**GOOD["datasets"], "x": {"train": "a", "test": None}}}, schema) == []
     # Not those a schema cannot see: how keys belong together, names of other entries, bounds of numbers.
     marks = ("unknown key", "is missing", "not a task type", "not a mapping", "not a list", "encoder is", "text is",
-             "max_length is", "labels is", "pooling is", "scheme is", "label is", "path is")  # fmt: skip
+             "max_length is", "stride is ", "labels is", "pooling is", "scheme is", "label is",
+             "path is")  # fmt: skip
     visible = [(values, message) for values, message in BAD if any(mark in message for mark in marks)]
     assert len(visible) > 70
     assert [message for values, message in visible if not complaints(values, schema)] == []

@@ -8,7 +8,7 @@ import pytest
 
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.evaluation import intervals
-from hf_mtl.evaluation.intervals import bootstrap_intervals, draw_weights
+from hf_mtl.evaluation.intervals import bootstrap_intervals, draw_weights, paired_differences, percentiles
 from hf_mtl.evaluation.metrics import METRICS, load_metric
 
 every_metric = pytest.mark.parametrize("name", METRICS)
@@ -21,6 +21,12 @@ def rows_of(name: str, rows: int = 60, seed: int = 0) -> tuple[list[Any], list[A
         references = np.round(rng.normal(size=rows), 1)
         return np.round(references + rng.normal(size=rows), 1).tolist(), references.tolist()
     right = rng.random((rows, 4)) < 0.7
+    if name == "answers":
+        words = np.array(["new york", "oslo", "york", "rome"])[rng.integers(4, size=(2, rows))]
+        return [[word] for word in np.where(right[:, 0], words[1], words[0])], [[word] for word in words[1]]
+    if name == "ordinal":
+        ranks = rng.integers(4, size=(2, rows))
+        return np.where(right[:, 0], ranks[1], ranks[0]).tolist(), ranks[1].tolist()
     if name == "multi_label":
         truth = rng.integers(2, size=(rows, 4))
         return np.where(right, truth, 1 - truth).tolist(), np.where(rng.random((rows, 4)) < 0.1, -1, truth).tolist()
@@ -186,3 +192,91 @@ def test_a_scheme_beside_a_metric_is_refused() -> None:
 def test_differing_numbers_of_rows_are_refused() -> None:
     with pytest.raises(DataError, match="1 predictions for 2 references"):
         bootstrap_intervals("classification", ["a"], ["a", "b"])
+
+
+# ---------------------------------------------------------------------- pairs
+
+
+def statistics_of(name: str, seeds: tuple[int, ...]) -> list[np.ndarray]:
+    """Of several models' answers to the same rows."""
+    _, references = rows_of(name)
+    return [load_metric(name).statistics(answers(name, seed), references) for seed in seeds]
+
+
+def answers(name: str, seed: int) -> list[Any]:
+    """Six in ten answers are right, the others those of other rows."""
+    _, references = rows_of(name)
+    known: dict[Any, Any] = {-1: 0, None: "O"}
+    predictions = [row if not isinstance(row, list) else [known.get(tag, tag) for tag in row] for row in references]
+    other = np.random.default_rng(seed)
+    return [predictions[int(other.integers(len(predictions)))] if other.random() < 0.4 else own for own in predictions]
+
+
+@every_metric
+def test_paired_differences_equal_scoring_both_sides_on_every_resample_anew(name: str) -> None:
+    metric = load_metric(name)
+    _, references = rows_of(name)
+    first, second = statistics_of(name, (1, 2)), statistics_of(name, (3,))
+    found = paired_differences(metric, metric.primary, first, second, resamples=30, seed=5)
+    wanted: list[float] = []
+    for weights in draw_weights(len(references), 30, np.random.default_rng(5)):
+        scores = [
+            metric.compute(predictions=repeated(answers(name, seed), weights), references=repeated(references, weights))
+            for seed in (1, 2, 3)
+        ]
+        one, two, other = ((score or {})[metric.primary] for score in scores)
+        wanted.append(other - (one + two) / 2)
+    assert found.tolist() == pytest.approx(wanted, abs=1e-12)
+    assert len(set(wanted)) > 10
+
+
+@every_metric
+def test_a_model_does_not_differ_from_itself(name: str) -> None:
+    metric = load_metric(name)
+    (rows,) = statistics_of(name, (1,))
+    assert not paired_differences(metric, metric.primary, [rows], [rows, rows], resamples=20).any()
+
+
+def test_pairs_of_like_models_leave_less_doubt_than_two_intervals() -> None:
+    """Models that err on the same rows: the rows drawn shift both scores alike."""
+    references = ["a"] * 400
+    first = ["b"] * 100 + ["a"] * 300
+    second = ["b"] * 90 + ["a"] * 310
+    metric = load_metric("classification")
+    draws = paired_differences(
+        metric, "accuracy", [metric.statistics(first, references)], [metric.statistics(second, references)]
+    )
+    low, high = percentiles(draws)
+    assert 0 < low < 0.025 < high
+    widths = [bound[1] - bound[0] for bound in (bootstrap_intervals(metric, first, references)["accuracy"],)]
+    assert high - low < widths[0] / 2
+
+
+@every_metric
+def test_paired_draws_follow_the_seed_and_no_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = load_metric(name)
+    first, second = statistics_of(name, (1,)), statistics_of(name, (2,))
+
+    def draws(seed: int | tuple[int, ...]) -> list[float]:
+        return paired_differences(metric, metric.primary, first, second, resamples=20, seed=seed).tolist()
+
+    whole = draws(1)
+    assert draws(2) != whole
+    assert draws((1, 2)) == draws((1, 2))
+    monkeypatch.setattr(intervals, "CELLS_PER_CHUNK", 7 * 60)
+    assert draws(1) == whole
+
+
+def test_pairs_of_other_rows_are_refused() -> None:
+    metric = load_metric("classification")
+    some, others = (metric.statistics(["a"] * rows, ["a"] * rows) for rows in (3, 4))
+    for first, second in (([some], [others]), ([some], []), ([], [])):
+        with pytest.raises(DataError, match="same rows"):
+            paired_differences(metric, "accuracy", first, second)
+    with pytest.raises(SpecError, match="resamples is 0"):
+        paired_differences(metric, "accuracy", [some], [some], resamples=0)
+
+
+def test_percentiles_leave_out_what_is_not_defined() -> None:
+    assert percentiles(np.array([0.0, math.nan, 1.0]), 0.5) == (0.25, 0.75)
+    assert all(math.isnan(bound) for bound in percentiles(np.array([math.nan])))

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
+import string
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,10 +62,25 @@ def tag_rows(rng: np.random.Generator, rows: int, noise: float = 0.3, missing: f
     return tagged_rows(rng, rows, noise, ["NOUN", "VERB", "ADJ"], missing)
 
 
+def rank_rows(rng: np.random.Generator, rows: int, noise: float = 0.3) -> Rows:
+    references = rng.integers(5, size=rows)
+    return np.where(rng.random(rows) < noise, rng.integers(5, size=rows), references).tolist(), references.tolist()
+
+
+def answer_rows(rng: np.random.Generator, rows: int, noise: float = 0.3) -> Rows:
+    words = ["The", "new", "york", "Times", "a", "jazz", "song!", "of"]
+    draw = lambda: " ".join([*rng.choice(words, size=rng.integers(0, 4)), "city"])  # noqa: E731
+    references = [[draw() for _ in range(rng.integers(0, 3))] for _ in range(rows)]
+    wrong = [[[], [draw()], own[:1]][rng.integers(3)] for own in references]
+    return [bad if rng.random() < noise else own[:1] for bad, own in zip(wrong, references, strict=True)], references
+
+
 RANDOM_ROWS: dict[str, Callable[..., Rows]] = {
     "classification": classification_rows,
     "multi_label": multi_label_rows,
     "regression": regression_rows,
+    "ordinal": rank_rows,
+    "answers": answer_rows,
     "spans": span_rows,
     "tags": tag_rows,
 }
@@ -101,7 +120,7 @@ def test_keys_are_those_promised(name: str) -> None:
 def test_perfect_predictions_score_best_and_noise_lowers_the_primary_value(name: str) -> None:
     perfect = compute(name, *random_rows(name, noise=0.0))
     noisy = compute(name, *random_rows(name, noise=0.5))
-    assert perfect == pytest.approx({key: 0.0 if key == "rmse" else 1.0 for key in perfect})
+    assert perfect == pytest.approx({key: 0.0 if key in ("rmse", "mae") else 1.0 for key in perfect})
     assert noisy[METRICS[name].primary] < 0.95
 
 
@@ -214,6 +233,91 @@ def test_unknown_names_and_schemes_are_refused() -> None:
         load_metric("classification", scheme="IOB2")
     with pytest.raises(SpecError, match="'spans' has no scheme 'IOB1'; use one of 'IOB2', 'IOBES', None"):
         load_metric("spans", scheme="IOB1")
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def official_answers(predictions: Any, references: Any) -> dict[str, float]:
+    """The functions of SQuAD 2.0's evaluation script, in their own order of steps."""
+
+    def normalize(text: str) -> str:
+        text = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+    def f1(gold: str, found: str) -> float:
+        gold_words, found_words = normalize(gold).split(), normalize(found).split()
+        same = sum((Counter(gold_words) & Counter(found_words)).values())
+        if not gold_words or not found_words:
+            return float(gold_words == found_words)
+        if same == 0:
+            return 0.0
+        precision, recall = same / len(found_words), same / len(gold_words)
+        return 2 * precision * recall / (precision + recall)
+
+    scores: list[tuple[float, float]] = []
+    for found, gold in zip(predictions, references, strict=True):
+        text, golds = (found or [""])[0], [own for own in gold if normalize(own)] or [""]
+        exact = max(float(normalize(own) == normalize(text)) for own in golds)
+        scores.append((max(f1(own, text) for own in golds), exact))
+    return dict(zip(("f1", "exact_match"), np.mean(scores, axis=0).tolist(), strict=True))
+
+
+@seeds
+@pytest.mark.parametrize("noise", [0.0, 0.6, 1.0])
+def test_answers_are_scored_as_squad_does(seed: int, noise: float) -> None:
+    rows = random_rows("answers", 60, seed, noise=noise)
+    assert compute("answers", *rows) == pytest.approx(official_answers(*rows), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1", "exact"),
+    [
+        (["the New York"], ["new york!"], 1.0, 1.0),
+        (["York"], ["New York", "a city"], 2 / 3, 0.0),
+        ([], [], 1.0, 1.0),
+        ([], ["York"], 0.0, 0.0),
+        (["York"], [], 0.0, 0.0),
+        (["york york"], ["york new"], 0.5, 0.0),
+    ],
+)
+def test_answers_by_hand(prediction: list[str], reference: list[str], f1: float, exact: float) -> None:
+    assert compute("answers", [prediction], [reference]) == pytest.approx({"f1": f1, "exact_match": exact})
+
+
+def test_answers_that_are_no_lists_are_refused() -> None:
+    with pytest.raises(DataError, match="row 0: 'York' is no list of texts"):
+        compute("answers", ["York"], [["York"]])
+
+
+# ---------------------------------------------------------------------- ranks
+
+
+@seeds
+@pytest.mark.parametrize(("rows", "noise"), [(2, 1.0), (5, 0.8), (200, 0.6), (50, 1.0)])
+def test_ranks_are_scored_as_scikit_learn_does(seed: int, rows: int, noise: float) -> None:
+    predictions, references = random_rows("ordinal", rows, seed, noise=noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where all ranks are the same
+        kappa = sklearn.metrics.cohen_kappa_score(references, predictions, weights="quadratic", labels=range(5))
+    expected = {
+        "qwk": kappa,
+        "mae": sklearn.metrics.mean_absolute_error(references, predictions),
+        "accuracy": sklearn.metrics.accuracy_score(references, predictions),
+    }
+    assert compute("ordinal", predictions, references) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_ranks_that_are_all_the_same_have_no_kappa() -> None:
+    scores = compute("ordinal", [2, 2], [2, 2])
+    assert math.isnan(scores["qwk"])
+    assert (scores["mae"], scores["accuracy"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [1.5, None, "a", [1]])
+def test_ranks_that_are_no_whole_numbers_are_refused(value: Any) -> None:
+    with pytest.raises(DataError, match="a rank is not a whole number"):
+        compute("ordinal", [value], [1])
 
 
 # ---------------------------------------------------------------------- classification

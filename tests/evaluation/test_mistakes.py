@@ -17,6 +17,8 @@ RIGHT_AND_WRONG: dict[str, tuple[list[Any], list[Any]]] = {
     "classification": (["a", "b", "b", "a"], ["a", "a", "b", "b"]),
     "multi_label": ([[1, 0], [1, 0], [1, 1], [0, 0]], [[1, 0], [0, 0], [1, -1], [-1, 1]]),
     "regression": ([1.0, 2.0, 3.0, 4.0], [1.0, 2.5, 3.0, 3.0]),
+    "answers": ([["new york"], ["oslo"], [], ["rome"]], [["the New York", "NY"], ["rome"], [], []]),
+    "ordinal": ([1, 2, 0, 3], [1, 1, 0, 0]),
     "spans": (
         [["B-x", "O"], ["B-x", "I-x"], ["I-x", "B-y"], ["O", "O"]],
         [["B-x", "O"], ["B-x", "O"], ["B-x", None], ["B-x", "O"]],
@@ -74,7 +76,7 @@ def test_the_limit_leaves_the_confusions_whole(name: str) -> None:
     none, all_rows = mistakes(load_metric(name), rows, limit=0), mistakes(load_metric(name), rows)
     assert none["mistakes"] == []
     assert none["confusions"] == all_rows["confusions"]
-    assert bool(all_rows["confusions"]) == (name != "regression")
+    assert bool(all_rows["confusions"]) == (name not in ("regression", "answers"))
 
 
 @every_metric

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build, load, write_encoder, write_recipe
+from tiny import build, learnt, load, tiny_data, tiny_folder, tiny_recipe, write_encoder, write_recipe
 from transformers import PreTrainedTokenizerBase
 
 from hf_mtl.model.modeling import MultiTaskModel
+
+__all__ = ["learnt", "tiny_data", "tiny_folder", "tiny_recipe"]
 
 
 @pytest.fixture(scope="session")

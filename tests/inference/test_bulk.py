@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+import gzip
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_mtl.errors import DataError, OutputError, SpecError
 from hf_mtl.inference import bulk, parquet
-from hf_mtl.inference.bulk import Columns, Throughput, predict_file, predict_rows
+from hf_mtl.inference.bulk import Columns, Predictor, Throughput, predict_file, predict_rows
+from hf_mtl.inference.compiling import bucket
 from hf_mtl.inference.files import write_rows
 from hf_mtl.inference.parquet import write_parquet
 from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.model.precision import best_precision
 
 Rows = list[dict[str, Any]]
 Predict = Callable[..., Any]
@@ -26,10 +33,10 @@ Predict = Callable[..., Any]
 
 @pytest.fixture
 def predict(model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase) -> Predict:
-    """`predict_rows` with the model, as a list unless told otherwise."""
+    """`predict_rows` with the model, in fp32 and as a list unless told otherwise."""
 
     def run(rows: Any, *, lazy: bool = False, **options: Any) -> Any:
-        answers = predict_rows(model, tokenizer, rows, **options)
+        answers = predict_rows(model, tokenizer, rows, **{"precision": "fp32", **options})
         return answers if lazy else list(answers)
 
     return run
@@ -47,12 +54,14 @@ def rows_of_random_lengths(count: int) -> Rows:
     return [{"id": number, "text": " ".join(chance.choices(words, k=chance.randint(0, 30)))} for number in range(count)]
 
 
-def close(found: Any, wanted: Any) -> bool:
+def close(found: Any, wanted: Any, *, within: float = 1e-5) -> bool:
     if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(close(found[key], wanted[key]) for key in wanted)
+        return found.keys() == wanted.keys() and all(close(found[key], wanted[key], within=within) for key in wanted)
     if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(map(close, found, wanted))
-    return found == pytest.approx(wanted, abs=1e-5)
+        return len(found) == len(wanted) and all(
+            close(one, other, within=within) for one, other in zip(found, wanted, strict=True)
+        )
+    return found == pytest.approx(wanted, abs=within)
 
 
 def written(rows: Rows, path: Path) -> Rows:
@@ -236,7 +245,9 @@ def test_throughput_counts_rows_errors_and_seconds(
     assert done.first_error is not None
     assert "neither" in done.first_error
     assert done.to_dict() == {
-        "rows": 3, "errors": 2, "seconds": done.seconds, "rows_per_second": pytest.approx(3 / done.seconds),
+        "rows": 3, "errors": 2, "continued": 0, "seconds": done.seconds,
+        "rows_per_second": pytest.approx(3 / done.seconds), "tokens_per_second": pytest.approx(3 / done.seconds),
+        "precision": best_precision("cpu"),
     }  # fmt: skip
 
 
@@ -246,29 +257,17 @@ def test_no_time_at_all_is_no_division_by_zero() -> None:
 
 @pytest.mark.parametrize("target", ["out.jsonl", "out.parquet"])
 def test_a_failure_half_way_leaves_the_output_as_it_was(
-    model: MultiTaskModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    target: str,
-    small_chunks: None,
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, target: str, small_chunks: None
 ) -> None:
-    source = tmp_path / "in.jsonl"
-    write_rows([{"text": f"good {number}"} for number in range(10)], source)
+    source = tmp_path / "in.jsonl.gz"
+    rows = rows_of_random_lengths(400)
+    source.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())[:-200])
     (tmp_path / target).write_text("before")
-    calls: list[int] = []
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("out of memory")
-        return [{} for _ in args[2]]
-
-    monkeypatch.setattr(bulk, "answer", failing)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(DataError, match="check that the file is complete"):
         predict_file(model, tokenizer, source, tmp_path / target)
     assert (tmp_path / target).read_text() == "before"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", target])
+    # What was answered is kept, beside the output alone.
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, target, f".{target}.parts"}
 
 
 @pytest.mark.parametrize(
@@ -282,3 +281,131 @@ def test_files_are_checked_before_anything_is_read(
         (tmp_path / name).write_text("{}")
     with pytest.raises(error):
         predict_file(model, tokenizer, tmp_path / source, tmp_path / target)
+
+
+# ---------------------------------------------------------------------- speed changes no answer
+
+
+def test_the_fast_precision_answers_nearly_as_fp32(predict: Predict) -> None:
+    rows = rows_of_random_lengths(60)
+    wanted, found = (
+        predict(rows, tasks=["intent", "moods", "similarity"]),
+        predict(rows, tasks=["intent", "moods", "similarity"], precision="auto"),
+    )
+    for one, other in zip(found, wanted, strict=True):
+        for task, part in (("intent", "scores"), ("moods", "scores"), ("similarity", "value")):
+            assert close(one["predictions"][task][part], other["predictions"][task][part], within=0.1)
+    assert (found == wanted) == (best_precision("cpu") == "fp32")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products on one thread, however many batches run at a time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("workers", [2, 5])
+def test_batches_at_a_time_change_no_bit(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, one_thread: None, precision: str, workers: int
+) -> None:
+    chunks = [rows_of_random_lengths(50), [{"id": 7}, {"text": 8}], [], rows_of_random_lengths(30)]
+    options: Any = {"precision": precision, "max_tokens": 64}
+    wanted = list(Predictor(model, tokenizer, **options, workers=1).chunks(chunks))
+    found = list(Predictor(model, tokenizer, **options, workers=workers).chunks(chunks, ahead=2))
+    assert found == wanted
+    assert [len(rows) for rows in found] == [50, 2, 0, 30]
+
+
+def test_threads_and_mode_are_put_back(model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def threads_of_another() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    learning = copy.deepcopy(model).train()
+    before = torch.get_num_threads(), threads_of_another()
+    predictor = Predictor(learning, tokenizer, precision="fp32", workers=3)
+    rows = rows_of_random_lengths(20)
+    assert close(predictor.answer(rows), Predictor(model, tokenizer, precision="fp32").answer(rows))  # no dropout
+    assert learning.training
+    assert learning.encoder.training
+    assert (torch.get_num_threads(), threads_of_another()) == before
+
+
+def test_weights_that_change_between_two_runs_are_seen(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    changing, rows = copy.deepcopy(model), rows_of_random_lengths(5)
+    predictor = Predictor(changing, tokenizer, precision="bf16")
+    before = predictor.answer(rows)
+    with torch.no_grad():
+        for weights in changing.encoder.parameters():
+            weights.mul_(0.5)
+    assert predictor.answer(rows) == Predictor(copy.deepcopy(changing), tokenizer, precision="bf16").answer(rows)
+    assert predictor.answer(rows) != before
+
+
+def test_an_error_in_a_batch_is_raised_and_nothing_runs_on(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    broken = copy.deepcopy(model)
+    broken.encoder.embeddings.word_embeddings = torch.nn.Embedding(2, 32)  # ids beyond it are an error
+    threads = threading.active_count()
+    with pytest.raises(IndexError):
+        Predictor(broken, tokenizer, max_tokens=32).answer(rows_of_random_lengths(50))
+    assert threading.active_count() == threads
+
+
+def test_weights_are_computed_with_as_they_are_stored(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert Predictor(half, tokenizer).precision == "bf16"
+    assert "predictions" in Predictor(half, tokenizer).answer([{"text": "good"}])[0]
+    with pytest.raises(SpecError, match="the weights are bf16"):
+        Predictor(half, tokenizer, precision="fp32")
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "int8"}, {"batch_size": 0}, {"max_tokens": 0}, {"workers": -1}, {"tasks": ["mood"]}]
+)
+def test_what_cannot_be_is_said_at_once(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+) -> None:
+    with pytest.raises(SpecError, match=str(next(iter(options.values()))[0] if "tasks" in options else "is")):
+        Predictor(model, tokenizer, **options)
+
+
+# ---------------------------------------------------------------------- compiling
+
+
+@pytest.mark.parametrize(("most", "count"), [(64, 4), (128, 6), (512, 10), (500, 10), (4096, 16), (7, 1)])
+def test_lengths_are_padded_to_few(most: int, count: int) -> None:
+    lengths = [bucket(length, most) for length in range(1, most + 1)]
+    assert len(set(lengths)) == count
+    assert lengths == sorted(lengths)
+    assert max(lengths) == most
+    for length, padded in enumerate(lengths, start=1):
+        assert length <= padded <= max(length + 15, 1.5 * length)
+        assert bucket(padded, most) == padded
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own, in torch 2.13
+def test_a_compiled_model_answers_the_same_with_a_graph_for_each_length(
+    model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = rows_of_random_lengths(300)
+    wanted = Predictor(model, tokenizer, precision="fp32").answer(rows)
+    torch._dynamo.reset()
+    counters: Any = torch._dynamo.utils.counters
+    counters.clear()
+    predictor = Predictor(model, tokenizer, precision="fp32", max_tokens=256, compile=True)
+    assert close(predictor.answer(rows), wanted)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs <= 2 * len({bucket(length, 48) for length in range(1, 49)})  # a row alone may have its own
+    assert close(predictor.answer(rows[:100]), wanted[:100])
+    assert counters["stats"]["unique_graphs"] == graphs

@@ -3,205 +3,48 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from families import (
+    BERT_SIZES,
+    EVERY,
+    LENGTH,
+    ROWS,
+    TASKS,
+    batch,
+    every_encoder,
+    labels,
+    logits_of,
+    model_types,
+    new_model,
+)
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, BartConfig, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    BartConfig,
+    FunnelBaseModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import hf_mtl.auto  # noqa: F401  (AutoModel must know the model)
-from hf_mtl.configuration import MultiTaskConfig, TaskSpec
+from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.errors import ModelError
 from hf_mtl.model.encoders.base import adapter_for, max_positions
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import ENCODERS
 
-ROWS, LENGTH = 4, 10
-PAD = 1
 
-BERT_SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-    "pad_token_id": PAD,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-T5_SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "dropout_rate": 0.0,
-    "pad_token_id": PAD,
-}
-DECODER_SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-    "pad_token_id": PAD,
-    "attention_dropout": 0.0,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A small encoder of one architecture.
-
-    Args:
-        settings: its configuration.
-        adapter: name of the adapter it belongs to.
-        positions: how many tokens it can read.
-        sees_padding: whether padding changes a row's states, because there is no attention mask.
-        pads_left: whether padding on the left changes nothing either, positions being relative or counted by mask.
-        unused: parts of names of parameters that stand in the encoder but never take part.
-        marks: slow ones are left to the long run.
-    """
-
-    settings: dict[str, Any]
-    adapter: str = "encoder_only"
-    positions: int | None = 40
-    sees_padding: bool = False
-    pads_left: bool = False
-    unused: tuple[str, ...] = ()
-    marks: tuple[pytest.MarkDecorator, ...] = field(default=())
-
-    def config(self, model_type: str) -> PreTrainedConfig:
-        return AutoConfig.for_model(model_type, **self.settings)
-
-
-FAMILIES = {
-    "bert": Family(settings=BERT_SIZES),
-    "roberta": Family(settings=BERT_SIZES, positions=38, pads_left=True),
-    "xlm-roberta": Family(settings=BERT_SIZES, positions=38, pads_left=True),
-    "camembert": Family(settings=BERT_SIZES, positions=38, pads_left=True),
-    "mpnet": Family(settings=BERT_SIZES, positions=38, pads_left=True),
-    "electra": Family(settings={**BERT_SIZES, "embedding_size": 8}),
-    "albert": Family(settings={**BERT_SIZES, "embedding_size": 8}),
-    "deberta-v2": Family(
-        settings={
-            **BERT_SIZES,
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "position_biased_input": False,
-            "position_buckets": 8,
-            "norm_rel_ebd": "layer_norm",
-            "share_att_key": True,
-        },
-        pads_left=True,
-    ),
-    "distilbert": Family(
-        settings={
-            "vocab_size": 40,
-            "dim": 16,
-            "n_layers": 2,
-            "n_heads": 2,
-            "hidden_dim": 32,
-            "max_position_embeddings": 40,
-            "pad_token_id": PAD,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-        }
-    ),
-    "modernbert": Family(
-        settings={**BERT_SIZES, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3},
-        pads_left=True,
-    ),
-    "fnet": Family(settings=BERT_SIZES, sees_padding=True),
-    "big_bird": Family(settings={**BERT_SIZES, "attention_type": "original_full"}),
-    "longformer": Family(
-        settings={**BERT_SIZES, "attention_window": 4}, positions=38, pads_left=True, unused=("_global",)
-    ),
-    "t5": Family(settings=T5_SIZES, adapter="encoder_half", positions=None, pads_left=True),
-    "mt5": Family(settings=T5_SIZES, adapter="encoder_half", positions=None, pads_left=True),
-    "gpt2": Family(
-        settings={
-            "vocab_size": 40,
-            "n_embd": 16,
-            "n_layer": 2,
-            "n_head": 2,
-            "n_positions": 40,
-            "pad_token_id": PAD,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-        },
-        adapter="decoder",
-        pads_left=True,
-    ),
-    "qwen2": Family(settings=DECODER_SIZES, adapter="decoder", pads_left=True),
-    "llama": Family(settings=DECODER_SIZES, adapter="decoder", pads_left=True),
-}
-
-
-def model_types(keep: Callable[[Family], bool] = lambda family: True) -> list[Any]:
-    return [pytest.param(name, marks=family.marks) for name, family in FAMILIES.items() if keep(family)]
-
-
-every_family = pytest.mark.parametrize("model_type", model_types())
-
-TASKS = [
-    TaskSpec(name="topic", type="sequence_classification", labels=("a", "b", "c")),
-    TaskSpec(name="query", type="regression", pooling="attention"),
-    TaskSpec(name="mean", type="regression", pooling="mean"),
-    TaskSpec(name="first", type="regression", pooling="cls"),
-    TaskSpec(name="tags", type="token_classification", labels=("x", "y")),
-]
-
-
-def new_model(model_type: str, seed: int = 0) -> MultiTaskModel:
-    torch.manual_seed(seed)
-    config = MultiTaskConfig(encoder_config=FAMILIES[model_type].config(model_type), tasks=TASKS)
-    model = MultiTaskModel(config).eval()
-    model.attention_poolings["query"].query.data.normal_()
-    return model
-
-
-def batch(*, left: bool = False) -> dict[str, Tensor]:
-    """Make rows of 4 to `LENGTH` tokens, padded on one side."""
-    ids = torch.randint(4, 40, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros_like(ids)
-    for row in range(ROWS):
-        length = LENGTH - 2 * row
-        mask[row, LENGTH - length if left else 0 :][:length] = 1
-    return {"input_ids": torch.where(mask == 1, ids, PAD), "attention_mask": mask}
-
-
-def labels() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "topic": torch.tensor([0, 1, 2, 0]),
-        **{name: torch.randn(ROWS, generator=generator) for name in ("query", "mean", "first")},
-        "tags": torch.where(batch()["attention_mask"] == 1, torch.arange(LENGTH) % 2, -100),
-    }
-
-
-def logits_of(model: MultiTaskModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    with torch.no_grad():
-        logits = model(**inputs).logits
-    assert logits is not None
-    return logits
-
-
-@every_family
+@every_encoder
 def test_a_step_changes_every_parameter_and_lowers_the_loss(model_type: str) -> None:
     model = new_model(model_type).train()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -211,12 +54,12 @@ def test_a_step_changes_every_parameter_and_lowers_the_loss(model_type: str) -> 
     optimizer.step()
     assert model(**batch(), labels=labels()).loss < first
     unchanged = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
-    unused = FAMILIES[model_type].unused
+    unused = EVERY[model_type].unused
     assert [name for name in unchanged if not any(part in name for part in unused)] == []
     assert not unused or unchanged
 
 
-@every_family
+@every_encoder
 def test_a_saved_model_gives_the_same_logits_to_the_bit(model_type: str, tmp_path: Path) -> None:
     model = new_model(model_type)
     model.save_pretrained(tmp_path)
@@ -260,9 +103,9 @@ def test_architectures_without_a_mask_mix_padding_in(model_type: str) -> None:
         assert_rows_do_not_depend_on_padding(model_type, left=False)
 
 
-@every_family
+@every_encoder
 def test_from_encoder_gives_the_weights_of_a_saved_auto_model(model_type: str, tmp_path: Path) -> None:
-    saved = AutoModel.from_config(FAMILIES[model_type].config(model_type)).eval()
+    saved = AutoModel.from_config(EVERY[model_type].config(model_type)).eval()
     saved.save_pretrained(tmp_path)
     model = MultiTaskModel.from_encoder(tmp_path, TASKS)
     weights = saved.state_dict()
@@ -276,16 +119,16 @@ def test_from_encoder_gives_the_weights_of_a_saved_auto_model(model_type: str, t
     assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()
 
 
-@every_family
+@every_encoder
 def test_hidden_states_are_those_of_the_stock_encoder(model_type: str) -> None:
-    config = FAMILIES[model_type].config(model_type)
+    config = EVERY[model_type].config(model_type)
     auto_class = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
     stock = auto_class.from_config(copy.deepcopy(config)).eval()
     model = new_model(model_type)
     weights = {name: value for name, value in stock.state_dict().items() if name in model.encoder.state_dict()}
     model.encoder.load_state_dict(weights)
     inputs = {**batch(), "token_type_ids": torch.zeros(ROWS, LENGTH, dtype=torch.long)}
-    known = {"input_ids": inputs["input_ids"]} if FAMILIES[model_type].sees_padding else batch()
+    known = {"input_ids": inputs["input_ids"]} if EVERY[model_type].sees_padding else batch()
     with torch.no_grad():
         expected = stock(**known).last_hidden_state
         states = model(**inputs, output_hidden_states=True).hidden_states[-1]
@@ -295,9 +138,9 @@ def test_hidden_states_are_those_of_the_stock_encoder(model_type: str) -> None:
     torch.testing.assert_close(tags[real], model.head("tags")(expected)[real], rtol=0, atol=1e-5)
 
 
-@every_family
+@every_encoder
 def test_positions_are_as_many_as_the_encoder_can_read(model_type: str) -> None:
-    family = FAMILIES[model_type]
+    family = EVERY[model_type]
     config = family.config(model_type)
     assert max_positions(config) == family.positions
     model = new_model(model_type)
@@ -309,7 +152,7 @@ def test_positions_are_as_many_as_the_encoder_can_read(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "gpt2", "longformer"])
 def test_one_position_more_is_one_too_many(model_type: str) -> None:
-    positions = FAMILIES[model_type].positions
+    positions = EVERY[model_type].positions
     assert positions is not None
     ids = torch.full((1, positions + 1), 5)
     with pytest.raises((IndexError, RuntimeError)):
@@ -335,11 +178,11 @@ def test_positions_of_configurations_as_the_hub_has_them(
     assert max_positions(AutoConfig.for_model(model_type, **settings)) == positions
 
 
-@every_family
+@every_encoder
 def test_exactly_one_adapter_matches(model_type: str) -> None:
-    config = FAMILIES[model_type].config(model_type)
+    config = EVERY[model_type].config(model_type)
     matching = [name for name in ENCODERS.names() if ENCODERS.get(name).matches(config)]
-    assert matching == [FAMILIES[model_type].adapter]
+    assert matching == [EVERY[model_type].adapter]
     assert adapter_for(config) is ENCODERS.get(matching[0])
     # The encoder half of an encoder-decoder model changes the configuration it is built from.
     assert adapter_for(new_model(model_type).encoder.config) is adapter_for(config)
@@ -398,7 +241,7 @@ def test_positions_that_are_given_to_a_decoder_are_used() -> None:
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert", "t5", "gpt2", "qwen2", "deberta-v2", "mpnet"])
 def test_eager_attention_comes_back(model_type: str) -> None:
-    config = MultiTaskConfig(encoder_config=FAMILIES[model_type].config(model_type), tasks=TASKS)
+    config = MultiTaskConfig(encoder_config=EVERY[model_type].config(model_type), tasks=TASKS)
     model = MultiTaskModel(config).eval()
     if model.encoder.config._attn_implementation != "eager":
         model.set_attn_implementation("eager")
@@ -406,7 +249,7 @@ def test_eager_attention_comes_back(model_type: str) -> None:
     assert [tuple(attention.shape) for attention in attentions] == [(ROWS, 2, LENGTH, LENGTH)] * 2
 
 
-@every_family
+@every_encoder
 def test_gradient_checkpointing_gives_the_same_gradients(model_type: str) -> None:
     grads: list[dict[str, Tensor]] = []
     for checkpointing in (False, True):
@@ -420,3 +263,48 @@ def test_gradient_checkpointing_gives_the_same_gradients(model_type: str) -> Non
     assert set(grads[0]) == set(grads[1])
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, rtol=0, atol=1e-6)
+
+
+# What the names of parameters of these families say about their depth, for people who know the families.
+EMBEDDINGS = re.compile(
+    r"^(embeddings\.|embeddings_project\.|shared\.|wte\.|wpe\.|embed_tokens\.)|embedding_hidden_map"
+)
+LAYER = re.compile(r"^(?:encoder\.|transformer\.)?(?:layers?|block|h|albert_layer_groups)\.(\d+)\.")
+
+
+@every_encoder
+def test_parts_are_embeddings_layers_and_the_rest(model_type: str) -> None:
+    model = new_model(model_type)
+    parts = model.adapter.parts(model.encoder)
+    found = {id(parameter): "embeddings" for parameter in parts.embeddings}
+    for depth, parameters in enumerate(parts.layers):
+        found |= {id(parameter): str(depth) for parameter in parameters}
+    found |= {id(parameter): "rest" for parameter in parts.rest}
+    named = dict(model.encoder.named_parameters())
+    assert len(found) == len(named) == sum(map(len, (parts.embeddings, *parts.layers, parts.rest)))
+    for name, parameter in named.items():
+        layer = LAYER.match(name)
+        wanted = "embeddings" if EMBEDDINGS.search(name) else layer.group(1) if layer else "rest"
+        assert found[id(parameter)] == wanted, name
+    assert len(parts.layers) == (1 if model_type == "albert" else 2)
+    assert all(parts.layers)
+
+
+def test_a_layer_whose_parts_stand_in_several_lists_is_one_layer() -> None:
+    config = AutoConfig.for_model("xlm", vocab_size=40, emb_dim=16, n_layers=3, n_heads=2, max_position_embeddings=40)
+    encoder = AutoModel.from_config(config)
+    parts = adapter_for(config).parts(encoder)
+    third = {id(p) for module in (encoder.attentions[2], encoder.ffns[2]) for p in module.parameters()}
+    assert len(parts.layers) == 3
+    assert third < {id(parameter) for parameter in parts.layers[2]}
+
+
+def test_layers_that_cannot_be_told_apart_are_refused() -> None:
+    # Funnel's layers stand in blocks of unequal length.
+    config = AutoConfig.for_model(
+        "funnel", vocab_size=40, d_model=16, n_head=2, d_head=8, d_inner=32, block_sizes=[1, 2]
+    )
+    with pytest.raises(
+        ModelError, match="the layers of the architecture 'funnel' cannot be told apart; leave layer_decay"
+    ):
+        adapter_for(config).parts(FunnelBaseModel(config))

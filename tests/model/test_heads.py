@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from scipy.special import expit, log_softmax
+from scipy.special import expit, log_softmax, logsumexp
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import log_loss, mean_squared_error
 from torch import Tensor
@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
-from hf_mtl.model.heads.base import TaskHead, Words, label_id, label_name, softmax, sorted_labels
+from hf_mtl.model.heads.base import TaskHead, Words, softmax
 from hf_mtl.model.heads.token_classification import are_span_tags, tag_spans
+from hf_mtl.model.labels import label_id, label_name, sorted_labels
 from hf_mtl.registry import HEADS
 
 # Heads that other tests may have registered are theirs to test.
@@ -49,6 +50,8 @@ class Example:
         reference: sum of the losses and divisor, from float64 logits and labels, written without the head.
         sure_logits: logits of one row that are sure of the labels of that row.
         keys: keys of an answer, for a row given as tokens and for a row given as text.
+        items: counts what the mean is over in an encoded label that is a list; the labelled entries where not given.
+        weights: what the head's weights are called.
     """
 
     spec: TaskSpec
@@ -59,6 +62,8 @@ class Example:
     reference: Callable[[TaskSpec, np.ndarray, np.ndarray], tuple[float, float]]
     sure_logits: Callable[[TaskSpec, np.ndarray], np.ndarray]
     keys: tuple[set[str], set[str]]
+    items: Callable[[list[Any]], int] | None = None
+    weights: frozenset[str] = frozenset({"output.weight", "output.bias"})
 
 
 def cross_entropy(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -104,6 +109,63 @@ def choose_some(rng: random.Random, spec: TaskSpec, words: Words, gaps: bool) ->
     return rng.sample(labels, rng.randrange(len(labels) + 1))
 
 
+def chain_loss(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    count = spec.num_labels
+    total = items = 0.0
+    for row, truth in zip(logits, labels.astype(int), strict=True):
+        places = np.flatnonzero(truth >= 0)
+        if not len(places):
+            continue
+        transitions, starts, ends = np.split(row[0, count:], [count**2, count**2 + count])
+        transitions = transitions.reshape(count, count)
+        emitted, path = row[places, :count], truth[places]
+        alpha = starts + emitted[0]
+        for scores in emitted[1:]:
+            alpha = logsumexp(alpha[:, None] + transitions, axis=0) + scores
+        score = starts[path[0]] + ends[path[-1]] + emitted[np.arange(len(path)), path].sum()
+        total += logsumexp(alpha + ends) - score - transitions[path[:-1], path[1:]].sum()
+        items += len(places)
+    return total, items
+
+
+def valid_tags(rng: random.Random, spec: TaskSpec, words: Words, gaps: bool) -> list[str | None]:
+    """Draw tags of which no `I-` stands where none may."""
+    tags: list[str] = []
+    for _ in words.spans:
+        allowed = [tag for tag in spec.labels or () if tag[:2] != "I-" or (tags and tags[-1][2:] == tag[2:])]
+        tags.append(rng.choice(allowed))
+    return [None if gaps and rng.random() < 0.3 else tag for tag in tags]
+
+
+def sure_emissions(spec: TaskSpec, labels: np.ndarray) -> np.ndarray:
+    return np.pad(one_hot(spec, labels), ((0, 0), (0, spec.num_labels * (spec.num_labels + 2))))
+
+
+def choose_answer(rng: random.Random, spec: TaskSpec, words: Words, gaps: bool) -> dict[str, Any]:
+    if rng.random() < 0.2:
+        return {"text": [], "answer_start": []}
+    first = rng.randrange(len(words.spans))
+    last = rng.randrange(first, len(words.spans))
+    start, end = int(words.spans[first][0]), int(words.spans[last][1])
+    if gaps and rng.random() < 0.5:
+        return {"text": words.text[start:end], "start": start, "end": end}
+    return {"text": [words.text[start:end]], "answer_start": [start]}
+
+
+def answer_loss(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    total = rows = 0.0
+    for row, truth in zip(logits, labels.astype(int), strict=True):
+        words = np.flatnonzero(truth >= 0)
+        if not len(words):
+            continue
+        for place, flag in enumerate((1, 2)):
+            scores = np.concatenate([[0.0], row[words, place]])
+            hit = np.flatnonzero(truth[words] & flag)
+            total += (logsumexp(scores) - (scores[1 + hit[0]] if len(hit) else 0.0)) / 2
+        rows += 1
+    return total, rows
+
+
 EXAMPLES = {
     "sequence_classification": Example(
         spec=TaskSpec(name="topic", type="sequence_classification", labels=("b", "a", "c")),
@@ -119,6 +181,69 @@ EXAMPLES = {
         reference=cross_entropy,
         sure_logits=one_hot,
         keys=({"label", "score", "scores"},) * 2,
+    ),
+    "ordinal_regression": Example(
+        spec=TaskSpec(name="grade", type="ordinal_regression", labels=("1", "2", "3", "10")),
+        variants=(
+            {},
+            {"class_weights": (0.5, 2.0, 1.3, 1.0)},
+            {"label_smoothing": 0.3},
+            {"class_weights": (0.0, 2.0, 1.3, 1.0), "label_smoothing": 0.1},
+        ),
+        refused=({"scheme": "IOB2"}, {"labels": None}, {"labels": ["a"]}),
+        value=lambda rng, spec, words, gaps: rng.choice([int, str])(rng.choice(spec.labels or ())),
+        bad_values=("4", "", 4, -1, 1.5, math.nan, ["1"], {"1": 1}, True, np.True_),
+        reference=cross_entropy,
+        sure_logits=one_hot,
+        keys=({"label", "score", "scores"},) * 2,
+    ),
+    "crf_token_classification": Example(
+        spec=TaskSpec(name="slots", type="crf_token_classification", labels=("O", "B-day", "I-day", "B-city")),
+        variants=({},),
+        refused=(
+            {"labels": None},
+            {"labels": ["O"]},
+            {"labels": ["NOUN", "VERB"], "scheme": "IOB2"},
+            {"labels": ["B-day", "E-day"]},
+            {"labels": [str(number) for number in range(101)]},
+            {"class_weights": (0.5, 2.0, 1.3, 1.0)},
+            {"label_smoothing": 0.1},
+        ),
+        value=valid_tags,
+        bad_values=("O", 1, ["O"] * 7, [], ["X"] * 8, [9] * 8, [1.5] * 8, [True] * 8),
+        reference=chain_loss,
+        sure_logits=sure_emissions,
+        keys=({"spans", "tags"}, {"spans"}),
+        weights=frozenset({"output.weight", "output.bias", "transitions", "starts", "ends"}),
+    ),
+    "span_extraction": Example(
+        spec=TaskSpec(name="answers", type="span_extraction"),
+        variants=({},),
+        refused=({"labels": ["1", "2"]}, {"class_weights": [1.0]}, {"label_smoothing": 0.1}, {"scheme": "IOB2"}),
+        value=choose_answer,
+        bad_values=(
+            "x",
+            1,
+            ["x"],
+            {},
+            {"text": ["x"]},
+            {"answer_start": [0]},
+            {"start": 0, "end": 1},
+            {"text": ["y"], "answer_start": [0]},
+            {"text": ["x"], "answer_start": [-1]},
+            {"text": ["x"], "answer_start": [900]},
+            {"text": ["x"], "answer_start": []},
+            {"text": ["x"], "answer_start": [True]},
+            {"text": [""], "answer_start": [0]},
+            {"text": "x", "start": 3, "end": 2},
+            {"text": [1], "answer_start": [0]},
+        ),
+        reference=answer_loss,
+        sure_logits=lambda spec, labels: (
+            SURE * (2.0 * ((labels[:, None] & np.array([1, 2])) > 0) - 1.0) * (labels[:, None] >= 0)
+        ),
+        keys=({"answer", "score", "start", "end"},) * 2,
+        items=lambda row: int((row != -100).any()),
     ),
     "multi_label_classification": Example(
         spec=TaskSpec(name="emotions", type="multi_label_classification", labels=("joy", "anger", "fear")),
@@ -217,7 +342,8 @@ class Task:
         return self.head.collate(self.spec, [None] * rows, SEQ_LEN)
 
     def logits(self, seed: int, rows: int, scale: float = 3.0) -> Tensor:
-        shape = (rows, self.spec.num_labels) if self.head.pooled else (rows, SEQ_LEN, self.spec.num_labels)
+        count = self.head.num_logits(self.spec)
+        shape = (rows, count) if self.head.pooled else (rows, SEQ_LEN, count)
         generator = torch.Generator().manual_seed(seed)
         return (scale * torch.randn(shape, generator=generator)).requires_grad_()
 
@@ -340,10 +466,10 @@ def test_micro_batches_add_up_to_one_batch(variant: Task, sizes: tuple[int, ...]
     whole = copy.deepcopy(head)
     whole.loss(whole(features), labels).backward()
 
-    total = head.num_items(labels)
+    total = head.num_items(head.spec, labels)
     parts = list(zip(features.split(list(sizes)), labels.split(list(sizes)), strict=True))
     sums = [head.loss_sum(head(part), truth) for part, truth in parts]
-    torch.testing.assert_close(sum(head.num_items(truth) for _, truth in parts), total)
+    torch.testing.assert_close(sum(head.num_items(head.spec, truth) for _, truth in parts), total)
     torch.testing.assert_close(sum(sums), head.loss_sum(head(features), labels))
     for part in sums:
         (part / total).backward()
@@ -356,7 +482,7 @@ def test_micro_batches_add_up_to_one_batch(variant: Task, sizes: tuple[int, ...]
 def test_loss_without_labels_is_zero_and_gradient_finite(variant: Task, rows: int) -> None:
     logits, labels = variant.logits(0, rows), variant.unlabelled(rows)
     assert variant.head.loss(logits, labels).item() == 0.0
-    assert variant.head.num_items(labels).item() == 0.0
+    assert variant.head.num_items(variant.spec, labels).item() == 0.0
     assert not gradient(variant, logits, labels).any()
 
 
@@ -374,17 +500,16 @@ def test_items_of_weight_zero_have_no_loss(name: str) -> None:
 
 def test_number_of_items_counts_labelled_items(task: Task) -> None:
     for seed in range(5):
-        flat = [
-            item for row in task.encoded(seed, 9) if row is not None for item in np.atleast_1d(np.array(row, float))
-        ]
-        count = sum(not math.isnan(item) and item != -100 for item in flat)
-        assert task.head.num_items(task.labels(seed, 9)).item() == count
+        rows = [np.atleast_1d(np.array(row, float)) for row in task.encoded(seed, 9) if row is not None]
+        known = [int((~np.isnan(row) & (row != -100)).sum()) for row in rows]
+        count = sum(known) if task.example.items is None else sum(map(task.example.items, rows))
+        assert task.head.num_items(task.spec, task.labels(seed, 9)).item() == count
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_loss_is_computed_in_float32(variant: Task, dtype: torch.dtype) -> None:
     logits, labels = variant.logits(0, 4).to(dtype), variant.labels(0, 4, missing=0.0)
-    for result in (variant.head.loss(logits, labels), variant.head.num_items(labels)):
+    for result in (variant.head.loss(logits, labels), variant.head.num_items(variant.spec, labels)):
         assert result.dtype == torch.float32
         assert result.shape == ()
     expected = variant.reference_loss(logits.detach().double().numpy(), labels)
@@ -418,15 +543,15 @@ def test_labelled_rows_are_those_with_any_label(task: Task) -> None:
 # ---------------------------------------------------------------------- the module
 
 
-def test_forward_gives_a_logit_per_label(task: Task) -> None:
+def test_forward_gives_logits_of_the_promised_shape(task: Task) -> None:
     shape = (5,) if task.head.pooled else (5, SEQ_LEN)
     logits = task.head(torch.randn(*shape, HIDDEN_SIZE))
-    assert logits.shape == (*shape, task.spec.num_labels)
+    assert logits.shape == (*shape, task.head.num_logits(task.spec))
     assert logits.shape == task.logits(0, 5).shape
 
 
-def test_weights_hold_the_output_layer_only(variant: Task) -> None:
-    assert set(variant.head.state_dict()) == {"output.weight", "output.bias"}
+def test_weights_hold_what_the_head_learns_only(variant: Task) -> None:
+    assert set(variant.head.state_dict()) == variant.example.weights
 
 
 def test_every_parameter_gets_a_gradient(variant: Task) -> None:
@@ -440,9 +565,9 @@ def test_every_parameter_gets_a_gradient(variant: Task) -> None:
 
 def test_dropout_of_the_spec_goes_before_the_encoders(task: Task) -> None:
     head = HEADS.get(task.spec.type)
-    assert head(task.spec, HIDDEN_SIZE, dropout=0.1).dropout.p == 0.1
-    assert head(replace(task.spec, dropout=0.4), HIDDEN_SIZE, dropout=0.1).dropout.p == 0.4
-    assert head(replace(task.spec, dropout=0.0), HIDDEN_SIZE, dropout=0.1).dropout.p == 0.0
+    assert head(task.spec, HIDDEN_SIZE, dropout=0.1).dropout == 0.1
+    assert head(replace(task.spec, dropout=0.4), HIDDEN_SIZE, dropout=0.1).dropout == 0.4
+    assert head(replace(task.spec, dropout=0.0), HIDDEN_SIZE, dropout=0.1).dropout == 0.0
 
 
 @pytest.mark.parametrize(
@@ -487,6 +612,30 @@ def test_answer_is_plain_json_with_the_documented_keys(task: Task, given: bool) 
         confidence = task.head.confidence(task.spec, answer)
         assert isinstance(confidence, float)
         assert 0.0 <= confidence <= 1.0
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_many_rows_are_answered_as_each_alone(task: Task, given: bool) -> None:
+    rng = random.Random(1)
+    words = [draw_words(rng, lost=count % 4, given=given) for count in range(12)]
+    logits = [task.logits(seed, 1)[0].detach().numpy() for seed in range(12)]
+    found = task.head.decode_rows(task.spec, logits, words)
+    assert found == [task.head.decode(task.spec, own, row) for own, row in zip(logits, words, strict=True)]
+
+
+def test_a_head_that_answers_in_its_own_way_does_so_for_many_rows(task: Task) -> None:
+    class Own(HEADS.get(task.spec.type)):  # type: ignore[misc]
+        @classmethod
+        def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
+            return {"own": float(logits.sum())}
+
+    class Derived(Own):
+        pass
+
+    logits = [task.logits(seed, 1)[0].detach().numpy() for seed in range(3)]
+    wanted = [{"own": float(row.sum())} for row in logits]
+    assert Own.decode_rows(task.spec, logits, [None] * 3) == wanted
+    assert Derived.decode_rows(task.spec, logits, [None] * 3) == wanted
 
 
 @pytest.mark.parametrize("seed", range(30))

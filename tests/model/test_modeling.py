@@ -10,12 +10,13 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from random_rows import KINDS, model_of, spec_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -29,11 +30,12 @@ from transformers import (
 )
 
 import hf_mtl.auto  # noqa: F401  (AutoModel must know the model)
-from hf_mtl.configuration import POOLINGS, MultiTaskConfig, TaskSpec
+from hf_mtl.configuration import POOLING_KINDS, MultiTaskConfig, TaskSpec
 from hf_mtl.errors import ModelError, SpecError
-from hf_mtl.model import modeling
+from hf_mtl.model import features
 from hf_mtl.model.encoders.base import load_encoder, load_encoder_config
 from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.model.remote_code import FILE_NAMES
 from hf_mtl.registry import HEADS
 
 ROWS, LENGTH = 6, 9
@@ -199,6 +201,18 @@ def test_rows_found_in_the_labels_equal_rows_given(tiny_model: MultiTaskModel, t
 
 
 @pytest.mark.parametrize("training", [False, True])
+def test_items_counted_equal_items_given(tiny_model: MultiTaskModel, training: bool) -> None:
+    tiny_model.train(training)
+    batch = labelled(SOME_ROWS)
+    heads = {task: tiny_model.head(task) for task in TASKS}
+    items = {task: head.num_items(head.spec, batch["labels"][task]).item() for task, head in heads.items()}
+    found, given = tiny_model(**batch), tiny_model(**batch, items=items)
+    assert torch.equal(found.loss, given.loss)
+    assert all(torch.equal(found.losses[task], given.losses[task]) for task in TASKS)
+    assert tiny_model(**batch, items={**items, "topic": 0.0}).losses["topic"] == 0.0  # all of them weigh nothing
+
+
+@pytest.mark.parametrize("training", [False, True])
 def test_a_task_without_any_label_in_the_batch_costs_nothing(tiny_model: MultiTaskModel, training: bool) -> None:
     tiny_model.train(training)
     nothing = labelled({"topic": (0, 1), "slots": (), "mood": (), "stars": ()})
@@ -260,7 +274,7 @@ def test_an_unknown_task_is_named_with_those_there_are(tiny_model: MultiTaskMode
 
 @pytest.mark.parametrize("training", [False, True])
 def test_many_tasks_take_one_encoder_pass(tiny_encoder_config: BertConfig, training: bool) -> None:
-    specs = [classification(f"task_{i}", pooling=POOLINGS[i % 4]) for i in range(12)]
+    specs = [classification(f"task_{i}", pooling=POOLING_KINDS[i % 4]) for i in range(12)]
     model = new_model(tiny_encoder_config, specs).train(training)
     with calls_of(model.encoder) as calls:
         model(**texts(), labels={spec.name: torch.zeros(ROWS, dtype=torch.long) for spec in specs})
@@ -280,7 +294,7 @@ def test_each_kind_of_pooling_is_computed_once(
 
         return pool
 
-    monkeypatch.setattr(modeling, "POOLINGS", {kind: counted(kind, pool) for kind, pool in modeling.POOLINGS.items()})
+    monkeypatch.setattr(features, "POOLINGS", {kind: counted(kind, pool) for kind, pool in features.POOLINGS.items()})
     specs = [classification(f"task_{i}", pooling=("cls", "mean")[i % 2]) for i in range(10)]
     model = new_model(tiny_encoder_config, specs).train(training)
     model(**texts(), labels={spec.name: torch.zeros(ROWS, dtype=torch.long) for spec in specs})
@@ -423,14 +437,25 @@ def test_loaded_weights_begin_where_torch_would_have_put_them(minilm: Path, tmp_
     assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
 
 
-def test_every_task_type_is_among_the_tasks_tested(tiny_model: MultiTaskModel) -> None:
-    files = {path.stem for path in Path(modeling.__file__).with_name("heads").glob("*.py")} - {"base", "__init__"}
-    assert {spec.type for spec in tiny_model.specs} == files <= set(HEADS.names())
+def test_every_task_type_has_random_rows_to_be_tested_with(tiny_model: MultiTaskModel) -> None:
+    assert {spec.type for spec in tiny_model.specs} <= set(HEADS.files) <= set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_every_task_type_answers_as_before_after_saving(
+    kind: str, tiny_encoder_config: BertConfig, tmp_path: Path
+) -> None:
+    model = model_of(tiny_encoder_config, spec_of(kind)).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    batch = {"input_ids": torch.randint(1, 40, (3, 7), generator=torch.Generator().manual_seed(0))}
+    assert torch.equal(again(**batch).logits["task"], model(**batch).logits["task"])
 
 
 def test_a_folder_holds_safetensors_and_json_without_local_paths(minilm: Path, tmp_path: Path) -> None:
     MultiTaskModel.from_encoder(minilm, [classification()]).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "model.safetensors", *FILE_NAMES}
     text = (tmp_path / "config.json").read_text()
     assert str(minilm) not in text
     assert "site-packages" not in text
@@ -605,8 +630,34 @@ def test_dropout_comes_from_the_task_or_the_encoder(tiny_encoder_config: BertCon
     config = copy.deepcopy(tiny_encoder_config)
     config.hidden_dropout_prob = 0.25
     model = new_model(config, [classification("own", dropout=0.5), classification("inherited")])
-    assert model.head("own").dropout.p == 0.5
-    assert model.head("inherited").dropout.p == 0.25
+    assert model.head("own").dropout == 0.5
+    assert model.head("inherited").dropout == 0.25
+
+
+def features_of(model: MultiTaskModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what each head reads."""
+    with ExitStack() as stack:
+        calls = {name: stack.enter_context(calls_of(head)) for name, head in model.heads.items()}
+        model(**inputs)
+    return {name: cast(Tensor, own[0]) for name, own in calls.items()}
+
+
+def test_features_are_dropped_in_training_alike_for_tasks_alike(tiny_encoder_config: BertConfig) -> None:
+    chances = {"first": 0.5, "second": 0.5, "never": 0.0, "cls": 0.5}
+    poolings = {"cls": "cls"}
+    specs = [classification(name, dropout=p, pooling=poolings.get(name)) for name, p in chances.items()]
+    model, inputs = new_model(tiny_encoder_config, specs), texts(rows=64)
+    whole, one, another = features_of(model, inputs), features_of(model.train(), inputs), features_of(model, inputs)
+    assert torch.equal(one["never"], whole["never"])
+    for name in ("first", "second", "cls"):
+        kept = one[name] != 0
+        assert 0.4 < kept.float().mean() < 0.6
+        torch.testing.assert_close(one[name][kept], 2 * whole[name][kept])
+        assert not torch.equal(one[name], another[name])
+    assert torch.equal(one["first"], one["second"])
+    assert not torch.equal(one["first"] == 0, one["cls"] == 0)
+    model.head("second").eval()
+    assert torch.equal(features_of(model, inputs)["second"], whole["second"])
 
 
 # ---------------------------------------------------------------------- attentions

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_mtl.configuration import POOLINGS as NAMES
+from hf_mtl.configuration import POOLING_KINDS
 from hf_mtl.model.pooling import POOLINGS, AttentionPooling
 
 ROWS, LENGTH, SIZE = 5, 7, 6
@@ -54,11 +54,11 @@ def pool(kind: str, states: Tensor, mask: Tensor) -> Tensor:
 
 
 def test_every_pooling_of_a_spec_is_made_here() -> None:
-    assert {*POOLINGS, "attention"} == set(NAMES)
+    assert {*POOLINGS, "attention"} == set(POOLING_KINDS)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", POOLING_KINDS)
 def test_pooling_equals_loops_over_real_tokens(kind: str, padding: str) -> None:
     states, mask = batch(padding)
     query = attention_pooling().query.tolist()
@@ -67,14 +67,14 @@ def test_pooling_equals_loops_over_real_tokens(kind: str, padding: str) -> None:
 
 
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int32, torch.long, torch.float32])
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", POOLING_KINDS)
 def test_the_mask_may_have_any_dtype(kind: str, mask_dtype: torch.dtype) -> None:
     states, mask = batch("left")
     assert torch.equal(pool(kind, states, mask.to(mask_dtype)), pool(kind, states, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", POOLING_KINDS)
 def test_dtype_and_shape_are_those_of_the_states(kind: str, dtype: torch.dtype) -> None:
     states, mask = batch("none")
     pooled = pool(kind, states.to(dtype), mask)
@@ -88,7 +88,7 @@ def test_the_mean_of_long_half_precision_rows_is_summed_in_float32() -> None:
     assert torch.equal(pooled, states[:, 0])  # a sum in bfloat16 would stop growing at 32
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", POOLING_KINDS)
 def test_a_row_of_padding_alone_is_finite_and_leaves_others_as_they_are(kind: str) -> None:
     states, mask = batch("right")
     states = states.clamp(max=10.0).requires_grad_()
@@ -103,7 +103,7 @@ def test_a_row_of_padding_alone_is_finite_and_leaves_others_as_they_are(kind: st
     assert torch.equal(after[others], before[others])
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", POOLING_KINDS)
 def test_no_rows_give_no_rows(kind: str) -> None:
     states, mask = batch("none")
     assert pool(kind, states[:0], mask[:0]).shape == (0, SIZE)

@@ -16,7 +16,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from hf_mtl.data.yaml import parse_yaml
 from hf_mtl.errors import RecipeError, SpecError
 from hf_mtl.registry import SAMPLERS
-from hf_mtl.training.arguments import CHOICES, GONE, LEAST, MultiTaskTrainingArguments, training_arguments
+from hf_mtl.training.arguments import CHOICES, LEAST, MultiTaskTrainingArguments
+from hf_mtl.training.recipe_arguments import GONE, training_arguments
 
 
 def read(values: str | dict[str, Any]) -> MultiTaskTrainingArguments:

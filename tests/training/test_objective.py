@@ -2,65 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import build, load, write_recipe
+from random_rows import model_of, rows_of, spec_of
+from tiny import load
 from torch import Tensor
 from transformers import BertConfig
 
-from hf_mtl.configuration import MultiTaskConfig, TaskSpec
-from hf_mtl.data.collator import LABEL_PREFIX, MultiTaskCollator
+from hf_mtl.data.collator import MultiTaskCollator
 from hf_mtl.errors import DataError
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import HEADS
-from hf_mtl.training.objective import step_loss, step_totals
+from hf_mtl.training.objective import StepTotals, loss_parts, shared_terms, step_loss, step_totals
 from hf_mtl.training.trainer import MultiTaskTrainer
 
 CPU = torch.device("cpu")
-
-# Per task type its spec, and a label for a row of so many tokens; a type without an entry here fails the tests.
-KINDS: dict[str, tuple[dict[str, Any], Callable[[random.Random, int], Any]]] = {
-    "sequence_classification": ({"labels": ("a", "b", "c")}, lambda draw, tokens: draw.randrange(3)),
-    "token_classification": (
-        {"labels": ("O", "B-x", "I-x")},
-        # Some tokens have no label; those of a row may all lack one.
-        lambda draw, tokens: [draw.choice((-100, -100, 0, 1, 2)) for _ in range(tokens)],
-    ),
-    "multi_label_classification": (
-        {"labels": ("p", "q", "r")},
-        lambda draw, tokens: [draw.choice((None, 0.0, 1.0)) for _ in range(3)],
-    ),
-    "regression": ({}, lambda draw, tokens: draw.gauss(0.0, 2.0)),
-}
-
-
-def spec_of(kind: str, name: str = "task", **options: Any) -> TaskSpec:
-    return TaskSpec(name=name, type=kind, **KINDS[kind][0], **options)
-
-
-def model_of(encoder: BertConfig, *specs: TaskSpec) -> MultiTaskModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return MultiTaskModel(MultiTaskConfig(encoder_config=encoder, tasks=list(specs))).train()
-
-
-def rows_of(specs: Sequence[TaskSpec], count: int, *, missing: float = 0.4, seed: int = 0) -> list[dict[str, Any]]:
-    """Make rows of 2 to 12 tokens, of which the first lack labels more often than the last."""
-    draw = random.Random(seed)
-    rows: list[dict[str, Any]] = []
-    for index in range(count):
-        tokens = draw.randint(2, 12)
-        row: dict[str, Any] = {"input_ids": [draw.randrange(1, 40) for _ in range(tokens)]}
-        for spec in specs:
-            absent = draw.random() < missing * 2 * (1 - index / count)
-            row[LABEL_PREFIX + spec.name] = None if absent else KINDS[spec.type][1](draw, tokens)
-        rows.append(row)
-    return rows
 
 
 def gradients(model: MultiTaskModel) -> dict[str, Tensor | None]:
@@ -83,11 +43,18 @@ def formula(model: MultiTaskModel, batch: Mapping[str, Any]) -> Tensor:
     return total
 
 
+def part_of_loss(
+    model: MultiTaskModel, losses: Mapping[str, Tensor], batch: Mapping[str, Any], totals: StepTotals
+) -> Tensor:
+    terms = shared_terms(model, loss_parts(losses, batch, totals), totals)
+    return step_loss(terms, {}, totals.processes)
+
+
 def accumulate(model: MultiTaskModel, micro: Sequence[Mapping[str, Any]], **options: Any) -> float:
     totals = step_totals(model, micro, device=CPU, **options)
     total = 0.0
     for batch in micro:
-        loss = step_loss(model, model(**batch).losses, batch, totals)
+        loss = part_of_loss(model, model(**batch).losses, batch, totals)
         loss.backward()
         total += float(loss.detach())
     return total
@@ -172,7 +139,7 @@ def test_a_task_without_labels_contributes_nothing(tiny_encoder_config: BertConf
     found = gradients(model)
     assert found["heads.stars.output.weight"] is None
     alone = model(**batch).losses["topic"]
-    assert step_loss(model, {"topic": alone}, batch, totals).item() == pytest.approx(alone.item())
+    assert part_of_loss(model, {"topic": alone}, batch, totals).item() == pytest.approx(alone.item())
 
 
 def test_items_whose_class_weighs_nothing_contribute_nothing(tiny_encoder_config: BertConfig) -> None:
@@ -194,52 +161,10 @@ def test_one_batch_gives_the_loss_that_the_model_returns(tiny_encoder_config: Be
     batch = collate(rows_of(specs, 16))
     output = model(**batch)
     totals = step_totals(model, [batch], device=CPU)
-    assert step_loss(model, output.losses, batch, totals).item() == pytest.approx(output.loss.item(), rel=1e-6)
+    assert part_of_loss(model, output.losses, batch, totals).item() == pytest.approx(output.loss.item(), rel=1e-6)
 
 
 # ---------------------------------------------------------------------- through the Trainer
-
-
-@pytest.mark.parametrize("rows", [8, 7])
-def test_accumulated_training_equals_training_on_large_batches(
-    rows: int, tiny_folder: Path, tmp_path: Path, trainer_for: Callable[..., MultiTaskTrainer]
-) -> None:
-    """The rows of one step are the same, cut into one batch or four; the last of several steps may be short."""
-    recipe = write_recipe(tmp_path, tiny_folder / "plain", rows={"train": rows})
-    data = load(tmp_path, recipe)
-    states: list[dict[str, Tensor]] = []
-    for size, steps in ((32, 1), (8, 4)):
-        trainer = trainer_for(
-            data=data,
-            model=build(data),
-            folder=tmp_path / str(size),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            # Adam divides rounding errors of vanishing gradients by their size; plain descent shows the gradients.
-            optim="sgd",
-            learning_rate=0.05,
-            num_train_epochs=1,
-            eval_strategy="no",
-            save_strategy="no",
-            load_best_model_at_end=False,
-            logging_steps=1,
-        )
-        trainer.train()
-        assert trainer.state.global_step == 1
-        states.append(dict(trainer.multi_task_model.state_dict()))
-        logs = trainer.state.log_history[0]
-        assert logs["loss"] == pytest.approx(
-            sum(share * logs[f"loss_{task}"] for task, share in shares(trainer).items()), rel=1e-5
-        )
-    for name, weight in states[0].items():
-        torch.testing.assert_close(states[1][name], weight, rtol=0, atol=1e-6)
-
-
-def shares(trainer: MultiTaskTrainer) -> dict[str, float]:
-    """Return the labelled rows of every task, divided by the rows of any."""
-    splits = trainer.train_splits.values()
-    rows = sum(len({int(r) for task in split.tasks for r in split.labelled(task.spec.name)}) for split in splits)
-    return {t.spec.name: len(split.labelled(t.spec.name)) / rows for split in splits for t in split.tasks}
 
 
 def test_rows_whose_labels_were_cut_off_train_without_error(

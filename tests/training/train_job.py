@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tiny import build, load
 
-from hf_mtl.training.arguments import training_arguments
+from hf_mtl.training.recipe_arguments import training_arguments
 from hf_mtl.training.trainer import MultiTaskTrainer
 
 

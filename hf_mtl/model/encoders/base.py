@@ -6,26 +6,45 @@ import inspect
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from hf_mtl.configuration import MultiTaskConfig
-from hf_mtl.errors import ModelError
+from hf_mtl.configuration import MIN_LENGTH, MultiTaskConfig, TaskSpec
+from hf_mtl.errors import ModelError, SpecError
+from hf_mtl.model.weights import pickled_error
 from hf_mtl.registry import ENCODERS
 
 ENCODER_HALVES = ("t5", "mt5", "umt5")
 """Encoder-decoder models whose encoder half is a class of its own."""
+LSTM_TYPE = "hf_mtl_lstm"
+"""The model type of the LSTM that this package brings."""
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """An encoder's parameters by depth, each of them in one part.
+
+    Args:
+        embeddings: those below the first layer: of tokens, positions and segments, their norm, their projection.
+        layers: those of each layer, the lowest first; layers that share their weights are one.
+        rest: those above the last layer or of no single one, such as the last norm or shared relative positions.
+    """
+
+    embeddings: list[nn.Parameter]
+    layers: list[list[nn.Parameter]]
+    rest: list[nn.Parameter]
 
 
 class EncoderAdapter(ABC):
@@ -33,6 +52,12 @@ class EncoderAdapter(ABC):
 
     default_pooling: ClassVar[str] = "mean"
     """Pooling of tasks whose spec names none."""
+
+    reads_segments: ClassVar[bool] = True
+    """Whether token type ids, where the encoder takes any, tell the two texts of a pair apart."""
+
+    fits_graphs: ClassVar[bool] = True
+    """Whether a graph can hold it; one that goes through the tokens in a loop does not fit."""
 
     @classmethod
     @abstractmethod
@@ -63,15 +88,20 @@ class EncoderAdapter(ABC):
         """Load a pretrained encoder from the Hub or a folder.
 
         Raises:
-            ModelError: it cannot be found, or the checkpoint lacks weights of the encoder.
+            ModelError: it cannot be found, its weights are pickled, or the checkpoint lacks weights of the encoder.
         """
-        options = {**cls.model_kwargs(config), **hub_kwargs, "ignore_mismatched_sizes": True}
+        options = {
+            "use_safetensors": True, **cls.model_kwargs(config), **hub_kwargs, "ignore_mismatched_sizes": True
+        }  # fmt: skip
         try:
             with _without_load_report():
                 encoder, info = cls.auto_class().from_pretrained(
                     name_or_path, config=config, output_loading_info=True, **options
                 )
         except (OSError, ValueError, SafetensorError) as error:
+            pickled = pickled_error(name_or_path, **hub_kwargs) if isinstance(error, OSError) else None
+            if pickled is not None:
+                raise pickled.at(f"encoder {name_or_path!r}") from error
             raise encoder_not_found(name_or_path, error) from error
         absent = {key for key in info["missing_keys"] if "pooler" not in key}
         wrong = {key for key, *_ in info["mismatched_keys"]}
@@ -103,6 +133,35 @@ class EncoderAdapter(ABC):
         chosen = {name: value for name, value in options.items() if value is not None and (name in known or takes_any)}
         return encoder(**given, **chosen, return_dict=True)
 
+    @classmethod
+    def parts(cls, encoder: PreTrainedModel) -> EncoderParts:
+        """Tell an encoder's embeddings and layers apart.
+
+        A layer is what stands at one place of the module lists that are as long as the encoder has layers; what is
+        registered before the first of them belongs to the embeddings.
+
+        Raises:
+            ModelError: the encoder has no such lists, or its token embeddings do not stand before them.
+        """
+        layers: dict[int, int] = {}
+        stacks = _stacks(encoder)
+        for stack in stacks:
+            for depth, layer in enumerate(stack):
+                layers |= {id(parameter): depth for parameter in layer.parameters() if id(parameter) not in layers}
+        everything = list(encoder.parameters())
+        first = next((place for place, parameter in enumerate(everything) if id(parameter) in layers), 0)
+        embeddings = everything[:first]
+        below = {id(parameter) for parameter in embeddings}
+        if not below.issuperset(map(id, encoder.get_input_embeddings().parameters())) or not below:
+            raise ModelError(
+                f"the layers of the architecture {encoder.config.model_type!r} cannot be told apart",
+                mend="leave layer_decay, freeze_layers and freeze_embeddings out",
+            )
+        parts = EncoderParts(embeddings, [[] for _ in stacks[0]], [])
+        for parameter in everything[first:]:
+            (parts.layers[layers[id(parameter)]] if id(parameter) in layers else parts.rest).append(parameter)
+        return parts
+
 
 def adapter_for(config: PreTrainedConfig) -> type[EncoderAdapter]:
     """Return the adapter of the family that an encoder's configuration belongs to.
@@ -118,6 +177,18 @@ def adapter_for(config: PreTrainedConfig) -> type[EncoderAdapter]:
         f"no encoder adapter knows the architecture {config.model_type!r}",
         mend="name a text encoder or decoder that AutoModel loads",
     )
+
+
+def _stacks(encoder: PreTrainedModel) -> list[nn.ModuleList]:
+    """Return the outermost module lists with one member per layer; several where a layer's parts stand apart (XLM)."""
+    config = encoder.config.get_text_config()
+    # ALBERT's layers share the weights of a few groups.
+    length = getattr(config, "num_hidden_groups", config.num_hidden_layers)
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == length and not name.startswith(tuple(found)):
+            found[f"{name}."] = module
+    return list(found.values())
 
 
 def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel:
@@ -150,6 +221,7 @@ def load_encoder(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedModel
 
 def load_encoder_config(name_or_path: str | Path, **hub_kwargs: Any) -> PreTrainedConfig:
     """Load the configuration of an encoder from the Hub or a folder; arguments and errors as in `load_encoder`."""
+    ENCODERS.get("lstm")  # which registers its configuration
     name = str(name_or_path)
     config_kwargs = {key: value for key, value in hub_kwargs.items() if key not in ("dtype", "device_map")}
     try:
@@ -183,6 +255,36 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     # RoBERTa and its relatives begin to count after the padding index.
     counts_after_padding = any(family in config.model_type for family in _COUNTING_AFTER_PADDING)
     return positions - (config.pad_token_id or 0) - 1 if counts_after_padding else positions
+
+
+def check_max_length(max_length: int, config: PreTrainedConfig) -> None:
+    """Check that an encoder can read rows of a length.
+
+    Args:
+        max_length: tokens of a row, special tokens included.
+        config: the encoder's configuration.
+
+    Raises:
+        SpecError: it is less than 8 or more than the encoder can read.
+    """
+    positions = max_positions(config)
+    if max_length < MIN_LENGTH or (positions is not None and max_length > positions):
+        allowed = f"{MIN_LENGTH} to {positions}" if positions is not None else f"{MIN_LENGTH} or more"
+        raise SpecError(f"max_length is {max_length}", mend=f"use {allowed}")
+
+
+def check_task_lengths(specs: Sequence[TaskSpec], config: PreTrainedConfig) -> None:
+    """Check that an encoder can read what tasks read.
+
+    Raises:
+        SpecError: the `max_length` of a task is more than the encoder can read.
+    """
+    for spec in specs:
+        if spec.max_length is not None:
+            try:
+                check_max_length(spec.max_length, config)
+            except SpecError as error:
+                raise error.at(f"task {spec.name!r}") from None
 
 
 # The text encoders whose embeddings call `create_position_ids_from_input_ids`; XLM-RoBERTa is a "roberta", too.

@@ -19,6 +19,7 @@ class DecoderAdapter(EncoderAdapter):
     """Causal models: the last token has seen all others, so it is what tasks pool by default; no cache is kept."""
 
     default_pooling = "last"
+    reads_segments = False
 
     @classmethod
     def matches(cls, config: PreTrainedConfig) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_mtl.model.encoders.base import ENCODER_HALVES, EncoderAdapter
+from hf_mtl.model.encoders.base import ENCODER_HALVES, LSTM_TYPE, EncoderAdapter
 from hf_mtl.registry import ENCODERS
 
 
@@ -25,7 +25,7 @@ class EncoderOnlyAdapter(EncoderAdapter):
         )
 
         kind = config.model_type
-        if config.is_encoder_decoder or kind in ENCODER_HALVES:
+        if config.is_encoder_decoder or kind in (*ENCODER_HALVES, LSTM_TYPE):
             return False
         return kind in MASKED or kind not in CAUSAL
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
-from hf_mtl.errors import DataError, SpecError, one_of
+from hf_mtl.errors import DataError, SpecError
+from hf_mtl.model.focal import focal_cross_entropy_sum
+from hf_mtl.model.labels import wanted_labels
+from hf_mtl.model.targets import Target, Wanted, contrast, contrast_name
 
 IGNORE_INDEX = -100
+
+RARE_OPTIONS = ("focal_gamma", "thresholds", "tune_thresholds")
+"""Options of a spec that a type has only if it lists them in `TaskHead.options`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class TaskHead(nn.Module, ABC):
     Args:
         spec: the task; its labels are known.
         hidden_size: size of the features the head reads.
-        dropout: dropout before the output layer, used where the spec names none.
+        dropout: dropout of the features, used where the spec names none.
 
     Raises:
         SpecError: the spec cannot work for this type.
@@ -56,14 +61,45 @@ class TaskHead(nn.Module, ABC):
     stored_as: ClassVar[str | list[str]]
     """Arrow type of an encoded label, or a list of that one type where a label is a list."""
 
+    stock_class: ClassVar[str | None] = None
+    """The Auto class of transformers whose models give such logits; `None` where there is none."""
+
+    problem_type: ClassVar[str | None] = None
+    """What the stock class calls the problem, where it knows several."""
+
+    points_into_text: ClassVar[bool] = False
+    """Whether labels are parts of the text, whose words must then be known in training where no tokens are given."""
+
+    explained_by: ClassVar[str] = "attn_lrp"
+    """The attribution method that `auto` stands for."""
+
+    measure: ClassVar[str] = "probability"
+    """What `probabilities` holds: a probability, or the `value` that is predicted."""
+
+    exclusive: ClassVar[bool] = True
+    """Whether one label shuts out the others; if not, each label (or number) stands for itself."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """Options of the spec that this type has, of those that few types have (`RARE_OPTIONS`)."""
+
+    by_characters: ClassVar[bool] = False
+    """Whether labels count the characters of the text, so that nobody may change it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A head that answers in its own way answers many rows so, too, whatever the head it is derived from does.
+        if "decode" in cls.__dict__ and "decode_rows" not in cls.__dict__:
+            cls.decode_rows = classmethod(TaskHead.decode_rows.__func__)  # type: ignore[method-assign]
+
     def __init__(self, spec: TaskSpec, hidden_size: int, *, dropout: float) -> None:
         super().__init__()
+        self.check_options(spec)
         self.validate_spec(spec)
+        if spec.class_weights == "balanced":
+            raise SpecError("class_weights is 'balanced'", where=f"task {spec.name!r}", mend="train it with a recipe")
         self.spec = spec
-        self.dropout = nn.Dropout(dropout if spec.dropout is None else spec.dropout)
+        self.dropout = dropout if spec.dropout is None else spec.dropout
         self.output = nn.Linear(hidden_size, spec.num_labels)
-        # A plain attribute, not a buffer: it is rebuilt from the spec and never part of the weights.
-        self._class_weights = spec.class_weights
 
     # ------------------------------------------------------------------ specs and labels
 
@@ -74,6 +110,15 @@ class TaskHead(nn.Module, ABC):
         Raises:
             SpecError: labels are missing, or an option does not belong to this type.
         """
+
+    @classmethod
+    def check_options(cls, spec: TaskSpec) -> None:
+        """Check that the spec sets none of the options that this type, like most, does not have.
+
+        Raises:
+            SpecError: it does.
+        """
+        refuse(spec, *(key for key in RARE_OPTIONS if key not in cls.options))
 
     @classmethod
     @abstractmethod
@@ -128,30 +173,69 @@ class TaskHead(nn.Module, ABC):
 
     # ------------------------------------------------------------------ logits and loss
 
+    @classmethod
+    def num_logits(cls, spec: TaskSpec) -> int:
+        """Return how many logits a row, or a token of it, has: here one per label."""
+        return spec.num_labels
+
     def forward(self, features: Tensor) -> Tensor:
         """Compute logits.
 
         Args:
-            features: `(rows, hidden_size)`, or `(rows, seq_len, hidden_size)` for token-level heads.
+            features: `(rows, hidden_size)`, or `(rows, seq_len, hidden_size)` for token-level heads, after dropout.
 
         Returns:
-            Logits `(rows, num_labels)`, or `(rows, seq_len, num_labels)`.
+            Logits `(rows, num_logits)`, or `(rows, seq_len, num_logits)`.
         """
-        return self.output(self.dropout(features))
+        return self.output(features)
 
     @abstractmethod
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the sum of the losses of all labelled items, a scalar in float32."""
 
+    @classmethod
     @abstractmethod
-    def num_items(self, labels: Tensor) -> Tensor:
+    def num_items(cls, spec: TaskSpec, labels: Tensor) -> Tensor:
         """Return what `loss_sum` is divided by: labelled items, or the sum of their class weights; a float32 scalar."""
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss over the labelled items; 0 where there are none, or where all of them weigh nothing."""
-        items = self.num_items(labels)
+    def loss(self, logits: Tensor, labels: Tensor, items: float | None = None) -> Tensor:
+        """Return the mean loss over the labelled items; 0 where there are none, or where all of them weigh nothing.
+
+        Args:
+            logits: as `forward` returns them.
+            labels: the labels of these rows.
+            items: what `num_items` finds in the labels; counted where not given.
+        """
+        return self._mean(self.loss_sum(logits, labels), labels, items)
+
+    def divergence_sum(self, logits: Tensor, others: Tensor, labels: Tensor) -> Tensor:
+        """Return how far two answers to the same rows lie apart, summed over the labelled items; a float32 scalar.
+
+        Here one label of a set: `KL(p || q) + KL(q || p)` of the two distributions over the labels, times the weight of
+        the item's class where there are any. It is 0 where both are equal, and grows as they part.
+
+        Args:
+            logits: as `forward` returns them.
+            others: the same of another pass, in the same shape.
+            labels: the labels of these rows, which say what counts as an item.
+        """
+        p, q = logits.float().log_softmax(dim=-1), others.float().log_softmax(dim=-1)
+        apart = ((p.exp() - q.exp()) * (p - q)).sum(dim=-1)
+        weight = class_weights(self.spec, logits)
+        if weight is not None:
+            apart = apart * weight[labels.clamp(min=0)]
+        return torch.where(labels != IGNORE_INDEX, apart, 0.0).sum()
+
+    def divergence(self, logits: Tensor, others: Tensor, labels: Tensor, items: float | None = None) -> Tensor:
+        """Return the mean of `divergence_sum` over what `loss` is a mean over, so that both can be added."""
+        return self._mean(self.divergence_sum(logits, others, labels), labels, items)
+
+    def _mean(self, total: Tensor, labels: Tensor, items: float | None) -> Tensor:
         # Items of weight 0 still have a smoothing loss, which must not be divided by almost nothing.
-        return self.loss_sum(logits, labels) * (items > 0) / items.clamp(min=torch.finfo(torch.float32).tiny)
+        if items is not None:
+            return total / items if items else total * 0.0
+        count = self.num_items(self.spec, labels)
+        return total * (count > 0) / count.clamp(min=torch.finfo(torch.float32).tiny)
 
     # ------------------------------------------------------------------ answers and metrics
 
@@ -159,6 +243,13 @@ class TaskHead(nn.Module, ABC):
     @abstractmethod
     def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
         """Turn one row's logits (float32, padding cut off) into the answer a user reads: plain JSON values."""
+
+    @classmethod
+    def decode_rows(
+        cls, spec: TaskSpec, logits: Sequence[np.ndarray], words: Sequence[Words | None]
+    ) -> list[dict[str, Any]]:
+        """Turn the logits of many rows into the answers that `decode` gives, in one go where that is faster."""
+        return [cls.decode(spec, *row) for row in zip(logits, words, strict=True)]
 
     @classmethod
     @abstractmethod
@@ -176,61 +267,74 @@ class TaskHead(nn.Module, ABC):
         """Return a row's gold label in the form that metrics compare with `prediction`."""
 
     @classmethod
+    def as_label(cls, spec: TaskSpec, answer: dict[str, Any]) -> Any:
+        """Return an answer as the label that data would hold, for `encode` to read; of tags those of given words."""
+        return cls.prediction(spec, answer)
+
+    @classmethod
     def confidence(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
         """Return how sure the answer is, in [0, 1]; used to list the most confident mistakes first."""
         return 1.0
+
+    @classmethod
+    def judgements(cls, spec: TaskSpec, answer: dict[str, Any], value: Any) -> list[tuple[float, bool]]:
+        """Return how sure each part of an answer is, in [0, 1], and whether it is right; nothing for numbers.
+
+        Args:
+            spec: the task.
+            answer: what `decode` returned.
+            value: the row's label as the data has it, never `None`.
+        """
+        return [(cls.confidence(spec, answer), cls.prediction(spec, answer) == cls.reference(spec, value))]
 
     @classmethod
     @abstractmethod
     def metric_name(cls, spec: TaskSpec) -> str:
         """Return the name of this task's metric in `hf_mtl.evaluation.metrics`."""
 
-    def _weights(self, like: Tensor) -> Tensor | None:
-        if self._class_weights is None:
-            return None
-        return torch.tensor(self._class_weights, dtype=torch.float32, device=like.device)
+    # ------------------------------------------------------------------ what is explained: here, one label of a set
 
+    @classmethod
+    def target(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None, wanted: Wanted) -> Target:
+        """Choose the function of the logits that an explanation is about.
 
-def label_name(value: Any) -> str:
-    """Write a label value as label name: booleans as `true` and `false`, whole numbers without a fraction.
+        Args:
+            spec: the task.
+            logits: one row's logits, padding cut off, as `decode` takes them.
+            words: the row's words, for token-level heads.
+            wanted: what the user asks for.
 
-    Raises:
-        DataError: the value is neither text, a boolean nor a whole number.
+        Raises:
+            SpecError: there is no such label or word.
+        """
+        label, over = wanted_labels(spec, logits, wanted.without_span(spec.name))
+        names = spec.labels or ()
+        weights = contrast(spec.num_labels, label, over)[None]
+        return Target(contrast_name(names[label], None if over is None else names[over]), (label,), weights)
 
-    Example:
-        >>> label_name(True), label_name(2.0), label_name("no")
-        ('true', '2', 'no')
-    """
-    if isinstance(value, str):
-        return str(value)  # a numpy string is one, too
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
-    if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):
-        return str(int(value))
-    raise DataError(f"{value!r} is not a label", mend="give a label as text or as a whole number")
+    @classmethod
+    def probabilities(cls, spec: TaskSpec, logits: np.ndarray) -> np.ndarray:
+        """Return the probability of every label, or the value that is predicted, `(..., num_labels)`."""
+        return softmax(logits)
 
+    @classmethod
+    def choice_probabilities(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> np.ndarray:
+        """Return `probabilities` of one row as they stand beside its answer, which may look at all words together."""
+        return cls.probabilities(spec, logits)
 
-def label_id(spec: TaskSpec, value: Any) -> int:
-    """Return the position of a label given by name or, where no label has a number as its name, by its position.
+    @classmethod
+    def holds(cls, spec: TaskSpec, target: Target, logits: np.ndarray) -> np.ndarray:
+        """Tell whether logits still answer the target's labels.
 
-    Raises:
-        DataError: the value is not in the label set. Where labels are named by numbers a number is only ever a name:
-            0 is not the first of the stars 1 to 5.
+        Args:
+            spec: the task.
+            target: the target.
+            logits: `(rows, positions, num_labels)` at the target's positions.
 
-    Example:
-        >>> spec = TaskSpec(name="topic", type="sequence_classification", labels=("sport", "world"))
-        >>> label_id(spec, "world"), label_id(spec, 0)
-        (1, 0)
-    """
-    name = label_name(value)
-    index = spec.label2id.get(name)
-    if index is not None:
-        return index
-    labels = spec.labels or ()
-    if not isinstance(value, str | bool | np.bool_) and 0 <= int(value) < len(labels) and not _any_number(labels):
-        return int(value)
-    shown = one_of(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
-    raise DataError(f"label {value!r} is not in the label set", mend=f"use one of {shown}")
+        Returns:
+            A bool per row; always true for tasks whose answers are no labels.
+        """
+        return (logits.argmax(axis=-1) == np.array(target.labels)).all(axis=-1)
 
 
 def as_list(value: Any, what: str) -> list[Any]:
@@ -244,26 +348,6 @@ def as_list(value: Any, what: str) -> list[Any]:
     if isinstance(value, list | tuple):
         return list(value)
     raise DataError(f"{value!r} is not a list of {what}", mend=f"give a list of {what}")
-
-
-def sorted_labels(names: Iterable[str]) -> tuple[str, ...]:
-    """Return each name once: numbers in their order, anything else in the order of its letters.
-
-    Example:
-        >>> sorted_labels(["10", "9", "10"]), sorted_labels(["b", "a", "1"])
-        (('9', '10'), ('1', 'a', 'b'))
-    """
-    distinct = sorted(set(names))
-    return tuple(sorted(distinct, key=int) if all(map(_is_number, distinct)) else distinct)
-
-
-def _is_number(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
-
-
-@lru_cache(maxsize=64)  # asked for every row, of the same few label sets
-def _any_number(labels: tuple[str, ...]) -> bool:
-    return any(map(_is_number, labels))
 
 
 def require_labels(spec: TaskSpec, *, at_least: int) -> None:
@@ -304,7 +388,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+def cross_entropy_sum(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float, gamma: float = 0.0
+) -> Tensor:
     """Return the sum of (class-weighted, label-smoothed) cross-entropies over labels that are not -100.
 
     Args:
@@ -312,7 +398,10 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None, lab
         labels: `(items,)`.
         weight: `(num_labels,)` or `None`.
         label_smoothing: in [0, 1).
+        gamma: power of the focal loss, see `hf_mtl.model.focal`; 0 is the plain loss.
     """
+    if gamma:
+        return focal_cross_entropy_sum(logits, labels, weight, label_smoothing, gamma)
     return F.cross_entropy(
         logits.float(),
         labels,
@@ -321,6 +410,14 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor | None, lab
         reduction="sum",
         label_smoothing=label_smoothing,
     )
+
+
+def class_weights(spec: TaskSpec, like: Tensor) -> Tensor | None:
+    """Return a spec's class weights, `(num_labels,)`, on the device of another tensor; `None` where it has none."""
+    if spec.class_weights is None:
+        return None
+    # Never a buffer: they are rebuilt from the spec and no part of the model's weights.
+    return torch.tensor(spec.class_weights, dtype=torch.float32, device=like.device)
 
 
 def weighted_count(labels: Tensor, weight: Tensor | None) -> Tensor:

@@ -12,16 +12,17 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError
+from hf_mtl.model.focal import focal_binary_factor
 from hf_mtl.model.heads.base import (
     TaskHead,
     Words,
     as_list,
-    label_id,
-    label_name,
+    class_weights,
     refuse,
     require_labels,
-    sorted_labels,
 )
+from hf_mtl.model.labels import label_id, label_name, sorted_labels, wanted_labels
+from hf_mtl.model.targets import Target, Wanted, contrast_name
 from hf_mtl.registry import HEADS
 
 
@@ -34,6 +35,10 @@ class MultiLabelClassificationHead(TaskHead):
     """
 
     stored_as: ClassVar[str | list[str]] = ["float32"]
+    stock_class = "AutoModelForSequenceClassification"
+    problem_type = "multi_label_classification"
+    exclusive = False
+    options = ("focal_gamma", "thresholds", "tune_thresholds")
 
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
@@ -81,19 +86,37 @@ class MultiLabelClassificationHead(TaskHead):
         smoothing = self.spec.label_smoothing
         targets = torch.where(known, labels, 0.0).float() * (1.0 - smoothing) + smoothing / 2
         losses = F.binary_cross_entropy_with_logits(
-            logits.float(), targets, reduction="none", pos_weight=self._weights(logits)
+            logits.float(), targets, reduction="none", pos_weight=class_weights(self.spec, logits)
         )
+        if self.spec.focal_gamma:
+            losses = losses * focal_binary_factor(logits.float(), labels, self.spec.focal_gamma)
         return torch.where(known, losses, 0.0).sum()
 
-    def num_items(self, labels: Tensor) -> Tensor:
+    def divergence_sum(self, logits: Tensor, others: Tensor, labels: Tensor) -> Tensor:
+        # KL(p || q) + KL(q || p) of two coins is (p - q)(logit p - logit q).
+        a, b = logits.float(), others.float()
+        return torch.where(labels.isnan(), 0.0, (a.sigmoid() - b.sigmoid()) * (a - b)).sum()
+
+    @classmethod
+    def num_items(cls, spec: TaskSpec, labels: Tensor) -> Tensor:
         return (~labels.isnan()).sum().float()
 
     @classmethod
     def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
-        # The logistic function, in a form that cannot overflow.
-        probabilities = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
-        scores = {label: float(p) for label, p in zip(spec.labels or (), probabilities, strict=True)}
-        return {"labels": [label for label, score in scores.items() if score >= 0.5], "scores": scores}
+        return cls.decode_rows(spec, [logits], [words])[0]
+
+    @classmethod
+    def decode_rows(
+        cls, spec: TaskSpec, logits: Sequence[np.ndarray], words: Sequence[Words | None]
+    ) -> list[dict[str, Any]]:
+        labels = spec.labels or ()
+        rows = cls.probabilities(spec, np.stack(logits)).tolist()
+        scores = [dict(zip(labels, row, strict=True)) for row in rows]
+        least = spec.thresholds or (0.5,) * len(labels)
+        return [
+            {"labels": [label for (label, p), own in zip(row.items(), least, strict=True) if p >= own], "scores": row}
+            for row in scores
+        ]
 
     @classmethod
     def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
@@ -105,17 +128,49 @@ class MultiLabelClassificationHead(TaskHead):
         return [int(label in chosen) for label in spec.labels or ()]
 
     @classmethod
+    def as_label(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[str]:
+        return answer["labels"]
+
+    @classmethod
     def reference(cls, spec: TaskSpec, value: Any) -> list[int]:
         return [-1 if flag is None else int(flag) for flag in cls.encode(spec, value, None, 0)]
 
     @classmethod
     def confidence(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
         # The chance that every label is as answered, if labels were independent.
-        return float(np.prod([max(score, 1.0 - score) for score in answer["scores"].values()]))
+        chosen = set(answer["labels"])
+        return float(np.prod([p if label in chosen else 1.0 - p for label, p in answer["scores"].items()]))
+
+    @classmethod
+    def judgements(cls, spec: TaskSpec, answer: dict[str, Any], value: Any) -> list[tuple[float, bool]]:
+        # Label by label, those whose truth is known.
+        scores = [answer["scores"][label] for label in spec.labels or ()]
+        known = zip(scores, cls.prediction(spec, answer), cls.reference(spec, value), strict=True)
+        return [(p if chosen else 1.0 - p, chosen == flag) for p, chosen, flag in known if flag >= 0]
 
     @classmethod
     def metric_name(cls, spec: TaskSpec) -> str:
         return "multi_label"
+
+    @classmethod
+    def target(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None, wanted: Wanted) -> Target:
+        label, over = wanted_labels(spec, logits, wanted.without_span(spec.name))
+        names = spec.labels or ()
+        weights = np.zeros((1, spec.num_labels))  # labels do not compete: each has its logit to itself
+        weights[0, label] = 1.0
+        if over is not None:
+            weights[0, over] = -1.0
+        return Target(contrast_name(names[label], None if over is None else names[over]), (label,), weights)
+
+    @classmethod
+    def probabilities(cls, spec: TaskSpec, logits: np.ndarray) -> np.ndarray:
+        # The logistic function, in a form that cannot overflow.
+        return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
+
+    @classmethod
+    def holds(cls, spec: TaskSpec, target: Target, logits: np.ndarray) -> np.ndarray:
+        least = 0.5 if spec.thresholds is None else spec.thresholds[target.labels[0]]
+        return target.probability(cls.probabilities(spec, logits)) >= least
 
 
 def _truth(label: object, flag: Any) -> float | None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
-from hf_mtl.errors import DataError
+from hf_mtl.errors import DataError, SpecError
 from hf_mtl.model.heads.base import TaskHead, Words, refuse
+from hf_mtl.model.targets import Target, Wanted
 from hf_mtl.registry import HEADS
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -24,6 +25,10 @@ class RegressionHead(TaskHead):
     """Mean squared error; labels `(batch_size,)` float, NaN where missing; logits `(rows, 1)` in the label's unit."""
 
     stored_as = "float64"
+    stock_class = "AutoModelForSequenceClassification"
+    problem_type = "regression"
+    measure = "value"
+    exclusive = False
 
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
@@ -57,7 +62,12 @@ class RegressionHead(TaskHead):
         losses = F.mse_loss(logits.squeeze(-1).float(), targets, reduction="none")
         return torch.where(known, losses, 0.0).sum()
 
-    def num_items(self, labels: Tensor) -> Tensor:
+    def divergence_sum(self, logits: Tensor, others: Tensor, labels: Tensor) -> Tensor:
+        apart = (logits.float() - others.float()).squeeze(-1).square()
+        return torch.where(labels.isnan(), 0.0, apart).sum()
+
+    @classmethod
+    def num_items(cls, spec: TaskSpec, labels: Tensor) -> Tensor:
         return (~labels.isnan()).sum().float()
 
     @classmethod
@@ -77,5 +87,25 @@ class RegressionHead(TaskHead):
         return cls.encode(spec, value, None, 0)
 
     @classmethod
+    def judgements(cls, spec: TaskSpec, answer: dict[str, Any], value: Any) -> list[tuple[float, bool]]:
+        return []
+
+    @classmethod
     def metric_name(cls, spec: TaskSpec) -> str:
         return "regression"
+
+    @classmethod
+    def target(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None, wanted: Wanted) -> Target:
+        if wanted != Wanted():
+            raise SpecError(
+                "target is given, but the task answers a number", where=f"task {spec.name!r}", mend="leave target out"
+            )
+        return Target("value", (0,), np.ones((1, 1)))  # contributions are in the label's unit
+
+    @classmethod
+    def probabilities(cls, spec: TaskSpec, logits: np.ndarray) -> np.ndarray:
+        return logits.astype(np.float64)
+
+    @classmethod
+    def holds(cls, spec: TaskSpec, target: Target, logits: np.ndarray) -> np.ndarray:
+        return np.ones(len(logits), dtype=bool)

@@ -14,15 +14,14 @@ from hf_mtl.model.heads.base import (
     IGNORE_INDEX,
     TaskHead,
     Words,
+    class_weights,
     cross_entropy_sum,
-    label_id,
-    label_name,
     refuse,
     require_labels,
     softmax,
-    sorted_labels,
     weighted_count,
 )
+from hf_mtl.model.labels import label_id, label_name, sorted_labels
 from hf_mtl.registry import HEADS
 
 
@@ -31,6 +30,9 @@ class SequenceClassificationHead(TaskHead):
     """Cross-entropy over the labels; labels `(batch_size,)` long, -100 where missing."""
 
     stored_as = "int64"
+    stock_class = "AutoModelForSequenceClassification"
+    problem_type = "single_label_classification"
+    options = ("focal_gamma",)
 
     @classmethod
     def validate_spec(cls, spec: TaskSpec) -> None:
@@ -58,18 +60,27 @@ class SequenceClassificationHead(TaskHead):
         return [cls.reference(spec, value)]
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy_sum(logits, labels, self._weights(logits), self.spec.label_smoothing)
+        weight, spec = class_weights(self.spec, logits), self.spec
+        return cross_entropy_sum(logits, labels, weight, spec.label_smoothing, spec.focal_gamma)
 
-    def num_items(self, labels: Tensor) -> Tensor:
-        return weighted_count(labels, self._weights(labels))
+    @classmethod
+    def num_items(cls, spec: TaskSpec, labels: Tensor) -> Tensor:
+        return weighted_count(labels, class_weights(spec, labels))
 
     @classmethod
     def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
+        return cls.decode_rows(spec, [logits], [words])[0]
+
+    @classmethod
+    def decode_rows(
+        cls, spec: TaskSpec, logits: Sequence[np.ndarray], words: Sequence[Words | None]
+    ) -> list[dict[str, Any]]:
         labels = spec.labels or ()
-        probabilities = softmax(logits)
-        best = int(probabilities.argmax())
-        scores = {label: float(p) for label, p in zip(labels, probabilities, strict=True)}
-        return {"label": labels[best], "score": float(probabilities[best]), "scores": scores}
+        probabilities = softmax(np.stack(logits))
+        return [
+            {"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))}
+            for best, row in zip(probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+        ]
 
     @classmethod
     def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:

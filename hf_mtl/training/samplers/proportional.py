@@ -10,7 +10,10 @@ from hf_mtl.training.samplers.base import Sampler
 
 @SAMPLERS.register("proportional")
 class ProportionalSampler(Sampler):
-    """`p_i = n_i / sum_j n_j`, drawn without replacement, so that an epoch holds each row exactly once.
+    """`p_i = n_i / sum_j n_j`; an epoch of all rows holds each of them exactly once.
+
+    Examples-proportional mixing without a limit, Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a
+    Unified Text-to-Text Transformer", section 3.5.2, https://arxiv.org/abs/1910.10683.
 
     Example:
         >>> sampler = ProportionalSampler({"films": 3, "news": 1}, seed=0)
@@ -20,6 +23,3 @@ class ProportionalSampler(Sampler):
 
     def probabilities(self, epoch: int) -> np.ndarray:
         return self.sizes / self.sizes.sum()
-
-    def draws(self, epoch: int) -> np.ndarray:
-        return self.generator(epoch).permutation(np.repeat(np.arange(len(self.names)), self.sizes))

@@ -1,0 +1,1 @@
+"""Augmentation of training rows: one file per operation."""

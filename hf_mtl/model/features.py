@@ -1,0 +1,237 @@
+"""What each head reads of one encoder pass, and the parts that a task has for itself to read it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_mtl.configuration import MultiTaskConfig, TaskSpec
+from hf_mtl.errors import SpecError
+from hf_mtl.model.interaction import INTERACTION_HEADS, GraphAttention
+from hf_mtl.model.layer_mix import LayerMix
+from hf_mtl.model.pooling import POOLINGS, AttentionPooling
+from hf_mtl.model.sharing import ADAPTER_SIZE, TaskAdapter
+from hf_mtl.model.task_attention import TaskAttention, attention_paid
+
+if TYPE_CHECKING:
+    from hf_mtl.model.modeling import MultiTaskModel
+
+TASK_PARTS = ("attention_poolings", "layer_mixes", "task_adapters")
+"""The model's module dictionaries, beside its heads, whose members belong to one task each."""
+
+
+def task_parts(config: MultiTaskConfig, poolings: Mapping[str, str]) -> dict[str, Any]:
+    """Make the parts that tasks have beside their heads, with random weights; nobody's generator is drawn from.
+
+    Args:
+        config: the model's configuration.
+        poolings: how each pooled task pools.
+
+    Returns:
+        A module dictionary for each name in `TASK_PARTS`.
+
+    Raises:
+        SpecError: an option of a task cannot work with its type or with the encoder.
+    """
+    specs, encoder = config.task_specs, config.get_text_config()
+    size, adapter_size = int(encoder.hidden_size), config.sharing_size or ADAPTER_SIZE
+    for spec in specs:
+        if (spec.attention_heads > 1 or spec.attention_gate) and spec.name not in poolings:
+            key = "attention_gate" if spec.attention_gate else "attention_heads"
+            raise SpecError(
+                f"{key} is {getattr(spec, key)!r}, and {spec.type} reads every token",
+                where=f"task {spec.name!r}",
+                mend=f"leave {key} out",
+            )
+    with torch.random.fork_rng(devices=[]):  # heads begin as they do in a model without these parts
+        return {
+            "attention_poolings": nn.ModuleDict(
+                {spec.name: _attention(spec, size) for spec in specs if poolings.get(spec.name) == "attention"}
+            ),
+            "layer_mixes": nn.ModuleDict(
+                {spec.name: LayerMix(_num_states(spec, encoder)) for spec in specs if spec.layer_mix}
+            ),
+            "task_adapters": nn.ModuleDict(
+                {spec.name: TaskAdapter(size, adapter_size) for spec in specs if config.sharing == "soft"}
+            ),
+        }
+
+
+def task_interaction(config: MultiTaskConfig) -> GraphAttention | None:
+    """Make what passes messages between tasks, with random weights; `None` where tasks are apart.
+
+    Raises:
+        MissingExtraError: torch_geometric is not installed.
+        SpecError: its heads do not fit the encoder.
+    """
+    if config.interaction is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        return GraphAttention(
+            int(config.get_text_config().hidden_size),
+            [spec.name for spec in config.task_specs],
+            graph=config.interaction_graph,
+            num_heads=config.interaction_heads or INTERACTION_HEADS,
+        )
+
+
+def _attention(spec: TaskSpec, hidden_size: int) -> AttentionPooling:
+    if spec.attention_heads == 1 and not spec.attention_gate:
+        return AttentionPooling(hidden_size)
+    try:
+        return TaskAttention(hidden_size, num_heads=spec.attention_heads, gated=spec.attention_gate)
+    except SpecError as error:
+        raise error.at(f"task {spec.name!r}") from None
+
+
+def _num_states(spec: TaskSpec, config: PreTrainedConfig) -> int:
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        raise SpecError(
+            f"layer_mix is true, and the configuration of {config.model_type!r} does not tell its layers",
+            where=f"task {spec.name!r}",
+            mend="leave layer_mix out",
+        )
+    return layers + 1  # and the states after the embeddings
+
+
+class TaskFeatures:
+    """Features of each task from one encoder pass: what tasks share is computed once, with its dropout.
+
+    Tasks of one kind of pooling and one dropout probability share the values that are dropped, as they share the
+    encoder's.
+
+    Args:
+        model: the model.
+        outputs: what its encoder returned, with hidden states and attentions where tasks need them.
+        attention_mask: `(batch_size, seq_len)`.
+    """
+
+    def __init__(self, model: MultiTaskModel, outputs: BaseModelOutput, attention_mask: Tensor) -> None:
+        self.model = model
+        self.outputs = outputs
+        self.hidden_states = cast(Tensor, outputs.last_hidden_state)
+        self.attention_mask = attention_mask
+        self.shared: dict[tuple[str | None, float], Tensor] = {}
+        self.paid: Tensor | None = None
+        self.attentions: dict[str, Tensor] = {}
+        self.attention_heads: dict[str, Tensor] = {}
+        self.layer_weights: dict[str, Tensor] = {}
+        self.interactions: Tensor | None = None
+        self.heard: dict[str, Tensor] = {}
+
+    def features(self, task: str, rows: Tensor | None) -> Tensor:
+        """Return what a task's head reads, after dropout.
+
+        Args:
+            task: the task.
+            rows: indices of the rows; all where not given.
+
+        Returns:
+            `(rows, hidden_size)`, or `(rows, seq_len, hidden_size)` for a task that reads every token.
+        """
+        kind, head = self.model.poolings.get(task), self.model.head(task)
+        dropout = head.dropout if head.training else 0.0
+        if self.model.interaction is not None:
+            return F.dropout(take(self._heard(task), rows), dropout)
+        if kind == "attention" or task in self.model.layer_mixes or task in self.model.task_adapters:
+            return F.dropout(self._own(task, kind, rows), dropout)
+        if (kind, dropout) not in self.shared:
+            states = self.hidden_states if kind is None else POOLINGS[kind](self.hidden_states, self.attention_mask)
+            self.shared[kind, dropout] = F.dropout(states, dropout)
+        return take(self.shared[kind, dropout], rows)
+
+    def _heard(self, task: str) -> Tensor:
+        """Return what a task has and hears from others, for all rows; a task that reads every token adds it to each.
+
+        All tasks take part, whichever heads run, so that an answer does not depend on what else is asked.
+        """
+        if not self.heard:
+            own = {
+                spec.name: self._own(spec.name, self.model.poolings.get(spec.name), None) for spec in self.model.specs
+            }
+            pooled = [
+                states
+                if name in self.model.poolings
+                else POOLINGS[self.model.adapter.default_pooling](states, self.attention_mask)
+                for name, states in own.items()
+            ]
+            messages, self.interactions = cast(GraphAttention, self.model.interaction)(torch.stack(pooled, dim=1))
+            for (name, states), message in zip(own.items(), messages.unbind(dim=1), strict=True):
+                self.heard[name] = states + (message if name in self.model.poolings else message.unsqueeze(1))
+        return self.heard[task]
+
+    def _own(self, task: str, kind: str | None, rows: Tensor | None) -> Tensor:
+        """Return a task's features where it shares them with no other."""
+        states, mask = self._states(task, rows), take(self.attention_mask, rows)
+        if kind is None:
+            return states
+        if kind != "attention":
+            return POOLINGS[kind](states, mask)
+        pooling = self.model.attention_poolings[task]
+        paid = (take(self._attention_paid(), rows),) if getattr(pooling, "gate", None) is not None else ()
+        pooled, weights = pooling(states, mask, *paid)
+        if weights.dim() == 3:
+            self.attention_heads[task] = weights
+            weights = weights.mean(dim=1)
+        self.attentions[task] = weights
+        return pooled
+
+    def _states(self, task: str, rows: Tensor | None) -> Tensor:
+        """Return the token states that a task reads, `(rows, seq_len, hidden_size)`."""
+        states = self._mixed(task, rows)
+        return self.model.task_adapters[task](states) if task in self.model.task_adapters else states
+
+    def _mixed(self, task: str, rows: Tensor | None) -> Tensor:
+        if task not in self.model.layer_mixes:
+            return take(self.hidden_states, rows)
+        if self.outputs.hidden_states is None:
+            raise SpecError(
+                "the task mixes the layers of the encoder (layer_mix), and only the last hidden states are given",
+                where=f"task {task!r}",
+                mend="give input_ids",
+            )
+        mix = cast(LayerMix, self.model.layer_mixes[task])
+        self.layer_weights[task] = mix.weights()
+        return mix([take(layer, rows) for layer in self.outputs.hidden_states])
+
+    def _attention_paid(self) -> Tensor:
+        if self.paid is None:
+            self.paid = attention_paid(self.outputs.attentions, self.attention_mask)
+        return self.paid
+
+
+def take(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Index the first dimension; nothing is copied where all rows are wanted."""
+    return values if rows is None or len(rows) == len(values) else values[rows]
+
+
+def reads_layers(model: MultiTaskModel) -> bool:
+    """Tell whether a task reads more layers than the last."""
+    return len(model.layer_mixes) > 0
+
+
+def reads_attentions(model: MultiTaskModel) -> bool:
+    """Tell whether a task reads the encoder's attention."""
+    return any(spec.attention_gate for spec in model.specs)
+
+
+def check_reading(model: MultiTaskModel) -> None:
+    """Run a model whose tasks read more than the last states on four tokens, to find out what they lack at once.
+
+    Raises:
+        ModelError: the encoder does not give what a task reads.
+    """
+    if not reads_layers(model) and not reads_attentions(model):
+        return
+    ids = torch.arange(4, device=model.device).unsqueeze(0)
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    model.train(was_training)

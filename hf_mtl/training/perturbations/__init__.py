@@ -1,0 +1,1 @@
+"""Ways of perturbing what a training step sees, one file each; found by name."""
