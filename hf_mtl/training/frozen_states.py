@@ -172,12 +172,16 @@ class StatesCollator:
 
 
 class RemoveStates(TrainerCallback):
-    """Removes the states at the end of a training; those of one that was killed are there for when it goes on."""
+    """Removes the states at the end of a training; those of one that was killed are there for when it goes on.
+
+    The process that wrote them does: a slower one must not remove what the first has begun to write for the next run.
+    """
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        shutil.rmtree(Path(cast(str, args.output_dir), FOLDER), ignore_errors=True)
+        if state.is_local_process_zero:
+            shutil.rmtree(Path(cast(str, args.output_dir), FOLDER), ignore_errors=True)
 
 
 def with_states(

@@ -150,7 +150,7 @@ def records(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     ]
     command += [recorded_steps.__file__, str(job)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr
     recorded_steps.run(job)
     return folder
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from tiny import build, load
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_mtl.data.preparation import RecipeData
 from hf_mtl.errors import OutputError, SpecError
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.training import frozen_states
 from hf_mtl.training.arguments import MultiTaskTrainingArguments
-from hf_mtl.training.frozen_states import FOLDER, CachedRows, StatesCollator, encode
+from hf_mtl.training.frozen_states import FOLDER, CachedRows, RemoveStates, StatesCollator, encode
 from hf_mtl.training.recipe_arguments import training_arguments
 from hf_mtl.training.trainer import MultiTaskTrainer
 
@@ -273,3 +273,12 @@ def test_large_states_are_kept_only_where_they_are_asked_for_and_fit(
         dataset(cache_hidden_states=True)
     monkeypatch.setattr(frozen_states, "MAX_BYTES", 2**40)
     assert not isinstance(dataset(), CachedRows)  # a disk is not filled by more than half
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_only_the_process_that_wrote_the_states_removes_them(writes: bool, tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    arguments, state = MultiTaskTrainingArguments(output_dir=str(tmp_path)), TrainerState()
+    state.is_local_process_zero = writes
+    RemoveStates().on_train_end(arguments, state, TrainerControl())
+    assert (tmp_path / FOLDER).exists() != writes
