@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
+
 from hf_mtl.errors import HfMtlError, OutputError
 
 
@@ -78,6 +80,28 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
     # A lone surrogate can stand in JSON as an escape, but not in UTF-8.
     return text if _is_encodable(text) else json.dumps(value, indent=indent, default=str)
+
+
+def to_json_line(value: Any) -> bytes:
+    """Write JSON as `to_json` does, without blanks and in UTF-8, with a line end: several times faster, for many rows.
+
+    Example:
+        >>> print(to_json_line({"text": "上海", "score": float("nan")}).decode(), end="")
+        {"text":"上海","score":null}
+    """
+    try:
+        return orjson.dumps(value, default=str, option=_AS_JSON_DOES)
+    except orjson.JSONEncodeError:  # lone surrogates, and whole numbers of more than 64 bits
+        return to_json(value).encode() + b"\n"
+
+
+_AS_JSON_DOES = (
+    orjson.OPT_APPEND_NEWLINE
+    | orjson.OPT_NON_STR_KEYS
+    | orjson.OPT_SERIALIZE_NUMPY
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+)
 
 
 def read_json(source: Path) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hf_mtl.errors import DataError, OutputError
-from hf_mtl.writing import check_target, replacing, to_json, write_text
+from hf_mtl.writing import check_target, replacing, to_json, to_json_line, write_text
 
 
 def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
@@ -88,3 +89,20 @@ def test_lone_surrogates_are_escaped_so_that_utf8_can_hold_them() -> None:
     text = to_json({"a": "上 \ud800", "b": float("nan")})
     text.encode("utf-8")
     assert json.loads(text) == {"a": "上 \ud800", "b": None}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"score": float("nan"), "limits": [float("inf"), -0.0, 1e-9, 0.1]},
+        {"lone": "上\ud800海", "breaks": "\u2028\n"},
+        {"number": 2**70, "least": -(2**63)},
+        {1: "a", None: 2, False: 3},
+        {"day": datetime.date(2026, 1, 2), "time": datetime.datetime(2026, 1, 2, 3), "pair": (1, "two")},
+    ],
+)
+def test_a_line_of_json_holds_what_to_json_holds(value: dict[Any, Any]) -> None:
+    line = to_json_line(value)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == json.loads(to_json(value))

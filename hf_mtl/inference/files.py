@@ -18,7 +18,7 @@ from hf_mtl.data.formats import shorten, unquoted
 from hf_mtl.errors import DataError, OutputError, one_of
 from hf_mtl.inference.parquet import join_parts, write_parquet, write_part
 from hf_mtl.inference.parts import PartFormat
-from hf_mtl.writing import check_target, replacing, to_json
+from hf_mtl.writing import check_target, replacing, to_json_line
 
 INPUT_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 OUTPUT_ENDINGS = (".jsonl", ".parquet")
@@ -227,9 +227,8 @@ def write_rows(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write one JSON object per line."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(to_json(row) + "\n")
+    with path.open("wb") as file:
+        file.writelines(map(to_json_line, rows))
 
 
 def join_jsonl(parts: Sequence[Path], path: Path) -> None:

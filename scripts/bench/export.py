@@ -3,8 +3,9 @@
 The model is exported in every format that can be read back, as it is and in int8, whose ranges are measured on rows of
 the recipe's training data. The rows of a split, sorted by length and cut into batches beforehand, are then answered by
 torch and by each graph in turn, several rounds in one run, all tasks at once; only the model's own time counts. Ratios
-are medians over the rounds, each round over torch in bfloat16 in the same round, once by the clock and once by the
-processor time, which jobs beside it disturb less. Every one is scored on the whole split, too.
+are medians over the rounds, each round over torch in the precision that is the machine's fastest (bfloat16 is left out
+where it is emulated), once by the clock and once by the processor time, which jobs beside it disturb less. Every one is
+scored on the whole split, too.
 
 Prints a table, and writes `export.json` to the output folder.
 """
@@ -34,9 +35,12 @@ from hf_mtl.evaluation.prediction import collator_for, length_batches
 from hf_mtl.evaluation.scoring import score
 from hf_mtl.inference.export import choose_rows, export_model
 from hf_mtl.inference.loading import load_model
+from hf_mtl.model.precision import best_precision
 from hf_mtl.training.run import split_seed
 
-BASE = "torch bf16"
+BASE = f"torch {best_precision('cpu')}"
+MAX_LOSS = 0.5
+"""Points of a task's score that a faster graph may cost."""
 GRAPHS: dict[str, tuple[dict[str, Any], bool, str | None]] = {
     "ONNX fp32": ({"format": "onnx"}, False, None),
     "ONNX int8": ({"format": "onnx", "quantize": "int8"}, False, None),
@@ -70,13 +74,13 @@ class Way:
 def make_ways(model: str, calibration: Sequence[Any], folder: Path) -> dict[str, Way]:
     """Load the model in both precisions and export it in every way."""
     own, tokenizer = load_model(model, device="cpu", dtype="fp32")
-    half = load_model(model, device="cpu", dtype="bf16")[0]
-    ways = {
-        "torch fp32": Way(own),
-        BASE: Way(half),
-        "torch bf16, autocast": Way(own, lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
-    }
+    ways = {"torch fp32": Way(own)}
+    if best_precision("cpu") == "bf16":
+        ways["torch bf16"] = Way(load_model(model, device="cpu", dtype="bf16")[0])
+        ways["torch bf16, autocast"] = Way(own, lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     for name, (options, fitted, dtype) in GRAPHS.items():
+        if dtype == "bf16" and best_precision("cpu") != "bf16":
+            continue
         place = folder / "-".join(map(str, [*options.values(), fitted]))
         if not place.exists():
             said = export_model(own, tokenizer, place, **options, calibration=calibration if fitted else ())
@@ -117,10 +121,24 @@ def report(ways: Mapping[str, Way], tokens: int, scores: list[dict[str, Any]]) -
         "tokens_per_processor_second": {
             name: tokens / statistics.median(way.processor_seconds) for name, way in ways.items()
         },
-        "ratios": {f"{name} over {BASE}": ratio(name, "seconds") for name in ways},
+        "ratios": {
+            **{f"{name} over {BASE}": ratio(name, "seconds") for name in ways},
+            "fastest graph without loss": max([ratio(name, "seconds") for name in without_loss(scores)], default=None),
+        },
         "processor_time_ratios": {name: ratio(name, "processor_seconds") for name in ways},
         "rows": scores,
     }
+
+
+def without_loss(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the graphs that cost no task more than `MAX_LOSS` points of torch's score in the same precision."""
+    tasks = [key for key in (scores[0] if scores else ()) if key not in ("scores", "average")]
+    base = next((row for row in scores if row["scores"] == BASE), {})
+    return [
+        row["scores"]
+        for row in scores
+        if not row["scores"].startswith("torch") and all(row[task] >= base[task] - MAX_LOSS for task in tasks)
+    ]
 
 
 def main() -> None:
