@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError
-from hf_mtl.model.heads.base import (
-    IGNORE_INDEX,
-    TaskHead,
-    Words,
-    class_weights,
-    cross_entropy_sum,
-    refuse,
-    require_labels,
-    softmax,
-    weighted_count,
-)
+from hf_mtl.model.heads.base import Words, softmax
+from hf_mtl.model.heads.sequence_classification import SequenceClassificationHead
 from hf_mtl.model.labels import are_numbers, label_id, label_name, sorted_labels, wanted_labels
 from hf_mtl.model.targets import Target, Wanted, contrast, contrast_name
 from hf_mtl.registry import HEADS
 
 
 @HEADS.register("ordinal_regression")
-class OrdinalRegressionHead(TaskHead):
+class OrdinalRegressionHead(SequenceClassificationHead):
     """CORN over labels from the lowest rank to the highest; labels `(batch_size,)` long, -100 where missing.
 
     One output per threshold gives the probability to pass it, for what has passed those below:
@@ -49,16 +39,13 @@ class OrdinalRegressionHead(TaskHead):
         dropout: dropout of the features, used where the spec names none.
     """
 
-    stored_as = "int64"
+    stock_class = None
+    problem_type = None
+    options = ()
 
     def __init__(self, spec: TaskSpec, hidden_size: int, *, dropout: float) -> None:
         super().__init__(spec, hidden_size, dropout=dropout)
         self.output = nn.Linear(hidden_size, spec.num_labels - 1)
-
-    @classmethod
-    def validate_spec(cls, spec: TaskSpec) -> None:
-        require_labels(spec, at_least=2)
-        refuse(spec, "scheme")
 
     @classmethod
     def infer_labels(cls, values: Iterable[Any]) -> tuple[str, ...]:
@@ -70,53 +57,15 @@ class OrdinalRegressionHead(TaskHead):
             )
         return labels
 
-    @classmethod
-    def encode(cls, spec: TaskSpec, value: Any, words: Words | None, num_tokens: int) -> int:
-        return label_id(spec, value)
-
-    @classmethod
-    def collate(cls, spec: TaskSpec, values: Sequence[Any], seq_len: int) -> Tensor:
-        return torch.tensor([IGNORE_INDEX if value is None else value for value in values], dtype=torch.long)
-
-    @classmethod
-    def labelled_rows(cls, labels: Tensor) -> Tensor:
-        return labels != IGNORE_INDEX
-
-    @classmethod
-    def describe(cls, spec: TaskSpec, value: Any) -> list[str]:
-        return [(spec.labels or ())[label_id(spec, value)]]
-
     def forward(self, features: Tensor) -> Tensor:
         steps = self.output(features).float()  # (rows, num_labels - 1)
         passed = F.pad(F.logsigmoid(steps).cumsum(dim=-1), (1, 0))  # log P(y > k - 1), 0 for the lowest label
         stopped = F.pad(F.logsigmoid(-steps), (0, 1))  # log P(y <= k | y > k - 1), 0 for the highest
         return passed + stopped
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy_sum(logits, labels, class_weights(self.spec, logits), self.spec.label_smoothing)
-
     @classmethod
-    def num_items(cls, spec: TaskSpec, labels: Tensor) -> Tensor:
-        return weighted_count(labels, class_weights(spec, labels))
-
-    @classmethod
-    def decode(cls, spec: TaskSpec, logits: np.ndarray, words: Words | None) -> dict[str, Any]:
-        return cls.decode_rows(spec, [logits], [words])[0]
-
-    @classmethod
-    def decode_rows(
-        cls, spec: TaskSpec, logits: Sequence[np.ndarray], words: Sequence[Words | None]
-    ) -> list[dict[str, Any]]:
-        labels = spec.labels or ()
-        probabilities = softmax(np.stack(logits))
-        return [
-            {"label": labels[rank], "score": row[rank], "scores": dict(zip(labels, row, strict=True))}
-            for rank, row in zip(median_ranks(probabilities).tolist(), probabilities.tolist(), strict=True)
-        ]
-
-    @classmethod
-    def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
-        return [(answer["label"], answer["score"])]
+    def choose(cls, probabilities: np.ndarray) -> np.ndarray:
+        return median_ranks(probabilities)
 
     @classmethod
     def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> int:
@@ -125,14 +74,6 @@ class OrdinalRegressionHead(TaskHead):
     @classmethod
     def reference(cls, spec: TaskSpec, value: Any) -> int:
         return label_id(spec, value)
-
-    @classmethod
-    def as_label(cls, spec: TaskSpec, answer: dict[str, Any]) -> str:
-        return answer["label"]
-
-    @classmethod
-    def confidence(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
-        return answer["score"]
 
     @classmethod
     def metric_name(cls, spec: TaskSpec) -> str:

@@ -57,7 +57,7 @@ class SequenceClassificationHead(TaskHead):
 
     @classmethod
     def describe(cls, spec: TaskSpec, value: Any) -> list[str]:
-        return [cls.reference(spec, value)]
+        return [(spec.labels or ())[label_id(spec, value)]]
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         weight, spec = class_weights(self.spec, logits), self.spec
@@ -79,20 +79,29 @@ class SequenceClassificationHead(TaskHead):
         probabilities = softmax(np.stack(logits))
         return [
             {"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))}
-            for best, row in zip(probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+            for best, row in zip(cls.choose(probabilities).tolist(), probabilities.tolist(), strict=True)
         ]
+
+    @classmethod
+    def choose(cls, probabilities: np.ndarray) -> np.ndarray:
+        """Return the place of the label that is answered, given the probabilities of all, `(..., num_labels)`."""
+        return probabilities.argmax(axis=-1)
 
     @classmethod
     def summary(cls, spec: TaskSpec, answer: dict[str, Any]) -> list[tuple[str, float | None]]:
         return [(answer["label"], answer["score"])]
 
     @classmethod
-    def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> str:
+    def prediction(cls, spec: TaskSpec, answer: dict[str, Any]) -> Any:
         return answer["label"]
 
     @classmethod
-    def reference(cls, spec: TaskSpec, value: Any) -> str:
+    def reference(cls, spec: TaskSpec, value: Any) -> Any:
         return (spec.labels or ())[label_id(spec, value)]
+
+    @classmethod
+    def as_label(cls, spec: TaskSpec, answer: dict[str, Any]) -> str:
+        return answer["label"]
 
     @classmethod
     def confidence(cls, spec: TaskSpec, answer: dict[str, Any]) -> float:
