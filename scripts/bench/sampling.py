@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--epoch-rows", type=int, default=2400)
     parser.add_argument("--validation-rows", type=int, default=300, help="rows of each validation set that are used")
+    parser.add_argument("--test-rows", type=int, default=10**6, help="rows of each test set that are used, at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/sampling"))
     options = parser.parse_args()
@@ -67,7 +68,11 @@ def main() -> None:
             )
             recipe = parse_recipe(values, base=Path.cwd())
             data = load_recipe(recipe)
-            data = replace(data, validation={n: first(s, options.validation_rows) for n, s in data.validation.items()})
+            data = replace(
+                data,
+                validation={name: first(own, options.validation_rows) for name, own in data.validation.items()},
+                test={name: first(own, options.test_rows) for name, own in data.test.items()},
+            )
             run = run_training(recipe, folder, resume=True, callbacks=[TrainingProgress()], data=data)
             drop_checkpoints(folder)
             results.setdefault(setting, []).append(primary(run.results["test"]))
