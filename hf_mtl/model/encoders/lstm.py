@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from hf_mtl.errors import SpecError
 from hf_mtl.model.encoders.base import LSTM_TYPE, EncoderAdapter
+from hf_mtl.model.precision import best_precision
 from hf_mtl.registry import ENCODERS
 
 ModelClass = TypeVar("ModelClass", bound=type[PreTrainedModel])
@@ -90,9 +91,17 @@ class LstmLayer(nn.Module):
                 lstm.flatten_parameters()  # weights that were loaded lie apart, which cuDNN warns of
             index = places.unsqueeze(2)
             ordered = torch.zeros_like(hidden_states).scatter(1, index.expand_as(hidden_states), hidden_states)
-            states, _ = lstm(ordered)
+            states = _read(lstm, ordered)
             read.append(states.gather(1, index.expand_as(states)))
         return torch.cat(read, dim=2)
+
+
+def _read(lstm: nn.LSTM, states: Tensor) -> Tensor:
+    """Run an LSTM; on a CPU that only emulates bfloat16 in its own precision: oneDNN has none there for autocast."""
+    if states.device.type == "cpu" and torch.is_autocast_enabled("cpu") and best_precision("cpu") == "fp32":
+        with torch.autocast("cpu", enabled=False):
+            return lstm(states.to(cast(Tensor, lstm.weight_ih_l0).dtype))[0]
+    return lstm(states)[0]
 
 
 @known_to_transformers
