@@ -90,10 +90,11 @@ class DatasetSource:
             )
         if self.tokens is not None and self.text_pair is not None:
             raise RecipeError("text_pair is given with tokens", mend="give pairs as text and text_pair")
-        if self.heads is not None:
-            problem = "without tokens" if self.tokens is None else "with augmentation, which changes what they count"
-            if self.tokens is None or self.augmentation:
-                raise RecipeError(f"heads is given {problem}", mend="leave heads out, or correct that")
+        if self.heads is not None and self.tokens is None:
+            raise RecipeError("heads is given without tokens", mend="name the column of tokens, or leave heads out")
+        if self.heads is not None and self.augmentation:
+            problem = "heads is given with augmentation, which changes the words that they count"
+            raise RecipeError(problem, mend="leave one of them out")
 
     def _check_streaming(self) -> None:
         if not self.streaming:
