@@ -199,8 +199,9 @@ def _encode_into(
     pairs = [_encodable(row.text_pair) for row in chosen if row.text_pair is not None] or None
     with_words = reading.governors or any(row.word_spans is not None for row in chosen)
     if with_words and not tokenizer.is_fast:
+        what = "token graphs need" if reading.governors else "tagging needs"
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets, which tagging and token graphs need",
+            f"{type(tokenizer).__name__} gives no character offsets, which {what}",
             mend="use an encoder that has a fast tokenizer",
         )
     if pairs is not None and tokenizer.is_fast and tokenizer.truncation_side == "right":

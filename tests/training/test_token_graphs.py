@@ -151,4 +151,4 @@ def test_a_recipe_trains_and_scores_what_is_then_predicted(
         if gold is not None
     ]
     accuracy = sum(tag == gold for tag, gold in pairs) / len(pairs)
-    assert run.results["validation"]["grammar_accuracy"] == pytest.approx(accuracy)
+    assert run.results["validation"]["grammar"]["accuracy"] == pytest.approx(accuracy)
