@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers import __version__ as transformers_version
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from hf_mtl.checks import check_choice, check_count, check_number
 from hf_mtl.errors import SpecError, one_of
 from hf_mtl.registry import ENCODERS, HEADS
 
@@ -52,6 +52,11 @@ class TaskSpec:
         attention_gate: whether attention pooling joins the attention that the encoder's last layer pays to each token,
             by a learned gate; the encoder then computes attention eagerly.
         layer_mix: whether the task reads a learned mix of all layers of the encoder, not the last one.
+        token_graph: whether graph attention passes messages between the tokens that the task reads, along the
+            dependency graph of the text or, without one, between neighbours; see `hf_mtl.model.token_graph`. Not for
+            pooling `"cls"`, whose token is no word.
+        token_graph_heads: its attention heads; a number that divides the encoder's hidden size.
+        token_graph_layers: how often messages are passed, each time as far as one edge.
         loss_weight: factor of this task's loss in the total, greater than 0.
         class_weights: one factor per label; for multi-label tasks the weight of positives. `None` weighs all alike, and
             `"balanced"` takes what the training rows call for, see `hf_mtl.data.balanced_weights`.
@@ -84,6 +89,9 @@ class TaskSpec:
     attention_heads: int = 1
     attention_gate: bool = False
     layer_mix: bool = False
+    token_graph: bool = False
+    token_graph_heads: int = 4
+    token_graph_layers: int = 1
     loss_weight: float = 1.0
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
     focal_gamma: float = 0.0
@@ -118,20 +126,21 @@ class TaskSpec:
         if self.name in RESERVED_NAMES or self.name in _module_attributes():
             raise SpecError(f"the name {self.name!r} is reserved and cannot name a head", mend="choose another name")
         HEADS.check(self.type)
-        _check_choice("pooling", self.pooling, (*POOLING_KINDS, None))
+        check_choice("pooling", self.pooling, (*POOLING_KINDS, None))
         self._validate_attention()
-        _check_choice("scheme", self.scheme, (*SCHEMES, None))
-        _check_number("loss_weight", self.loss_weight, above=0.0)
-        _check_number("label_smoothing", self.label_smoothing, at_least=0.0, below=1.0)
-        _check_number("focal_gamma", self.focal_gamma, at_least=0.0)
+        check_choice("scheme", self.scheme, (*SCHEMES, None))
+        check_number("loss_weight", self.loss_weight, above=0.0)
+        check_number("label_smoothing", self.label_smoothing, at_least=0.0, below=1.0)
+        check_number("focal_gamma", self.focal_gamma, at_least=0.0)
         if self.dropout is not None:
-            _check_number("dropout", self.dropout, at_least=0.0, below=1.0)
+            check_number("dropout", self.dropout, at_least=0.0, below=1.0)
         self._validate_lengths()
         self._validate_labels()
 
     def _validate_attention(self) -> None:
-        _check_count("attention_heads", self.attention_heads)
-        for key in ("attention_gate", "layer_mix", "tune_thresholds"):
+        for key in ("attention_heads", "token_graph_heads", "token_graph_layers"):
+            check_count(key, getattr(self, key))
+        for key in ("attention_gate", "layer_mix", "tune_thresholds", "token_graph"):
             if not isinstance(getattr(self, key), bool):
                 raise SpecError(f"{key} is {getattr(self, key)!r}", mend="give true or false")
         for key, default in (("attention_heads", 1), ("attention_gate", False)):
@@ -140,6 +149,17 @@ class TaskSpec:
                     f"{key} is {getattr(self, key)!r}, and pooling is {self.pooling!r}",
                     mend=f"set pooling to 'attention', or leave {key} out",
                 )
+        for key, default in (("token_graph_heads", 4), ("token_graph_layers", 1)):
+            if getattr(self, key) != default and not self.token_graph:
+                raise SpecError(
+                    f"{key} is {getattr(self, key)!r}, and token_graph is false",
+                    mend=f"set token_graph to true, or leave {key} out",
+                )
+        if self.token_graph and self.pooling == "cls":
+            raise SpecError(
+                "token_graph is true, and pooling is 'cls', which reads a token that no edge reaches",
+                mend="set pooling to 'mean' or 'attention', or leave token_graph out",
+            )
 
     def _validate_lengths(self) -> None:
         for key, least in (("max_length", MIN_LENGTH), ("stride", 0)):
@@ -163,7 +183,7 @@ class TaskSpec:
         for key, below in (("class_weights", None), ("thresholds", 1.0)):
             values = getattr(self, key)
             for value in values if isinstance(values, tuple) else ():
-                _check_number(key, value, at_least=0.0, below=below)
+                check_number(key, value, at_least=0.0, below=below)
             if labels is not None and isinstance(values, tuple) and len(values) != len(labels):
                 raise SpecError(f"{len(values)} {key} for {len(labels)} labels", mend="give one per label")
 
@@ -263,7 +283,7 @@ class MultiTaskConfig(PreTrainedConfig):
                 kwargs.pop(key, None)
         self.encoder_config = copy.deepcopy(self.encoder_config)
         self.task_specs = self.tasks
-        check_architecture(vars(self), [spec.name for spec in self.task_specs])
+        check_architecture(vars(self), self.task_specs)
         super().__post_init__(**kwargs)
         # A path of this machine does not travel with the model.
         cast(PreTrainedConfig, self.encoder_config).name_or_path = ""
@@ -330,18 +350,18 @@ def _checked_tasks(tasks: object) -> tuple[TaskSpec, ...]:
     return specs
 
 
-def check_architecture(options: Mapping[str, Any], tasks: Sequence[str]) -> None:
+def check_architecture(options: Mapping[str, Any], specs: Sequence[TaskSpec]) -> None:
     """Check the options in `ARCHITECTURE`.
 
     Args:
         options: their values; those not given are not set.
-        tasks: the model's tasks.
+        specs: the model's tasks.
 
     Raises:
-        SpecError: a value is not allowed, or would have no effect.
+        SpecError: a value is not allowed, would have no effect, or does not go with an option of a task.
     """
-    _check_choice("sharing", options.get("sharing"), (*SHARINGS, None))
-    _check_choice("interaction", options.get("interaction"), (*INTERACTIONS, None))
+    check_choice("sharing", options.get("sharing"), (*SHARINGS, None))
+    check_choice("interaction", options.get("interaction"), (*INTERACTIONS, None))
     for key in ARCHITECTURE:
         family = key.partition("_")[0]
         found, needed = options.get(family), {"sharing": "soft", "interaction": "gat"}[family]
@@ -349,20 +369,20 @@ def check_architecture(options: Mapping[str, Any], tasks: Sequence[str]) -> None
             mend = f"set {family} to {needed!r}, or leave {key} out"
             raise SpecError(f"{key} is {options[key]!r}, and {family} is {found!r}", mend=mend)
     if options.get("sharing_strength") is not None:
-        _check_number("sharing_strength", options["sharing_strength"], at_least=0.0)
-    _check_count("sharing_size", options.get("sharing_size"))
-    _check_count("interaction_heads", options.get("interaction_heads"))
+        check_number("sharing_strength", options["sharing_strength"], at_least=0.0)
+    check_count("sharing_size", options.get("sharing_size"), optional=True)
+    check_count("interaction_heads", options.get("interaction_heads"), optional=True)
     graph = options.get("interaction_graph")
     if not (graph is None or (isinstance(graph, Mapping) and all(isinstance(heard, list) for heard in graph.values()))):
         raise SpecError(f"interaction_graph is {graph!r}", mend="give each task a list of the tasks that it hears")
+    tasks = [spec.name for spec in specs]
     for task in [name for hearing, heard in (graph or {}).items() for name in (hearing, *heard)]:
         if task not in tasks:
             raise SpecError(f"interaction_graph names a task {task!r}", mend=f"use {one_of(tasks)}")
-
-
-def _check_count(argument: str, value: object) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise SpecError(f"{argument} is {value!r}", mend="give a whole number, at least 1")
+    graphs = [spec.name for spec in specs if spec.token_graph]
+    if graphs and options.get("interaction") is not None:  # which asks tasks about rows whose graph is not theirs
+        problem = f"interaction is {options['interaction']!r}, and token_graph is true"
+        raise SpecError(problem, where=f"task {graphs[0]!r}", mend="leave one of them out")
 
 
 def _check_format_version(version: object) -> None:
@@ -415,30 +435,6 @@ def _check_sizes(values: object, key: str = "") -> None:
 def _check_weights_name(name: object) -> None:
     if name is not None and not str(name).endswith((".safetensors", ".safetensors.index.json")):
         raise SpecError(f"transformers_weights is {name!r}", mend="name a safetensors file, or leave it out")
-
-
-def _check_choice(argument: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise SpecError(f"{argument} is {value!r}", mend=f"use one of {one_of(allowed)}")
-
-
-def _check_number(
-    argument: str,
-    value: object,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-) -> None:
-    bounds = {"above": above, "at least": at_least, "below": below}
-    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if good:
-        number = float(cast(float, value))
-        good = (above is None or number > above) and (at_least is None or number >= at_least)
-        good = good and (below is None or number < below)
-    if not good:
-        raise SpecError(f"{argument} is {value!r}", mend=f"give a number {wanted}")
 
 
 @cache

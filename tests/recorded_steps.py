@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tiny import build, load
@@ -66,10 +66,14 @@ def run(job_file: Path) -> None:
     """Train each of the job's runs; `batch_size` counts the rows of all processes together."""
     torch.set_num_threads(1)
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    data = load(job_file.parent, job["recipe"])
     for name, values in job["runs"].items():
         values = {**RECORDED, **values}
         batch_size, architecture = values.pop("batch_size"), values.pop("architecture", None)
+        graphs = values.pop("token_graphs", ())
+        tasks = [
+            {**task, **({"token_graph": True} if task["name"] in graphs else {})} for task in job["recipe"]["tasks"]
+        ]
+        data = load(job_file.parent, {**job["recipe"], "tasks": tasks})
         arguments = MultiTaskTrainingArguments(output_dir=str(job_file.with_name(name)), **values)
         arguments.per_device_train_batch_size = batch_size // arguments.world_size
         model = _model(data, architecture)
@@ -85,6 +89,8 @@ def _model(data: RecipeData, architecture: dict[str, Any] | None) -> MultiTaskMo
     model = build(data, architecture=architecture)
     for place, parameter in enumerate(model.task_adapters.parameters()):  # apart from each other, so that a tie pulls
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(place))
+    for passed in model.token_graphs.values():
+        torch.nn.init.constant_(cast(Any, passed).scales, 0.5)  # so that messages are heard
     return model
 
 

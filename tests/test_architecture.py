@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_mtl"
 
 # Each tier may use itself and the tiers before it, never one after it. Some of these rooms may not be built yet.
 TIERS = (
-    ("errors", "registry", "configuration", "writing"),
+    ("errors", "registry", "checks", "configuration", "writing"),
     ("model",),
     ("data",),
     ("evaluation",),

@@ -86,13 +86,14 @@ def describe(data: RecipeData, *, on_rows: Callable[[int, int | None], None] | N
     for name, stream in streams.items():
         summary = summarize(stream, held_out, on_rows=on_rows)
         leaks += summary.leaks
-        datasets.append({"dataset": name, "split": "train", "rows": summary.rows, **_stream_lengths(summary)})
+        graphs = {"graphs": summary.graphs} if _reads_graphs(stream) else {}
+        datasets.append({"dataset": name, "split": "train", "rows": summary.rows, **graphs, **_stream_lengths(summary)})
         for task in stream.tasks:
             tasks.append(_stream_task(stream, task, summary))
             problems.extend(_task_problems(tasks[-1], data))
     for split, by_name in splits.items():
         for name, rows in by_name.items():
-            datasets.append({"dataset": name, "split": split, "rows": len(rows), **_lengths(rows)})
+            datasets.append({"dataset": name, "split": split, "rows": len(rows), **_graphs(rows), **_lengths(rows)})
             changes += [{"dataset": name, "split": split, "change": str(change)} for change in rows.raw.changes]
             repeated = count_repeated(rows)
             if repeated and not any(change.added for change in rows.raw.changes):
@@ -116,6 +117,20 @@ def describe(data: RecipeData, *, on_rows: Callable[[int, int | None], None] | N
         "problems": problems,
         "not_checked": omissions,
     }
+
+
+def _reads_graphs(rows: EncodedSplit | StreamedSplit) -> bool:
+    return any(task.spec.token_graph for task in rows.tasks)
+
+
+def _graphs(rows: EncodedSplit) -> dict[str, int]:
+    """Count the rows with a dependency graph where a task reads it."""
+    from hf_mtl.data.token_governors import count_graphs
+
+    if not _reads_graphs(rows):
+        return {}
+    column: Any = [] if rows.source.heads is None else rows.raw.dataset[rows.source.heads]
+    return {"graphs": count_graphs(column[:])}
 
 
 def _lengths(rows: EncodedSplit) -> dict[str, Any]:
@@ -185,12 +200,14 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     rows = Table(title="Datasets", title_justify="left")
     for name in ("dataset", "split"):
         rows.add_column(name)
-    for name in ("rows", "mean tokens", "median", "95%", "max"):
+    with_graphs = any("graphs" in entry for entry in report["datasets"])
+    for name in ("rows", *(["with a graph"] if with_graphs else []), "mean tokens", "median", "95%", "max"):
         rows.add_column(name, justify="right")
     for entry in report["datasets"]:
         tokens = entry["tokens"]
         numbers = (
             f"{entry['rows']:,}",
+            *([f"{entry['graphs']:,}" if "graphs" in entry else "-"] if with_graphs else []),
             f"{tokens['mean']:.1f}",
             *(str(tokens[key]) for key in ("median", "p95", "max")),
         )

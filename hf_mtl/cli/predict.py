@@ -30,6 +30,7 @@ def predict(
     text_column: Annotated[str | None, typer.Option(help="Column of the text.", show_default="text")] = None,
     text_pair_column: Annotated[str, typer.Option(help="Column of the second text.")] = "text_pair",
     tokens_column: Annotated[str | None, typer.Option(help="Column of tokens.", show_default="tokens")] = None,
+    heads_column: Annotated[str, typer.Option(help="Column of the tokens' heads, for token graphs.")] = "heads",
     precision: Annotated[
         str, typer.Option(help="What is computed in: auto (bf16 where that is faster), fp32, bf16 or fp16.")
     ] = "auto",
@@ -83,6 +84,7 @@ def predict(
         text=text_column or (None if tokens_column else "text"),
         text_pair=text_pair_column,
         tokens=tokens_column or "tokens",
+        heads=heads_column,
     )
     if text is not None:
         _answer_text(loaded, tokenizer, text, text_pair, tasks, precision)

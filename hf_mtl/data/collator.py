@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from hf_mtl.configuration import TaskSpec
+from hf_mtl.data.token_governors import GOVERNORS
 from hf_mtl.registry import HEADS
 
 LABEL_PREFIX = "labels/"
+MODEL_COLUMNS = ("input_ids", "token_type_ids", GOVERNORS)
+"""Columns of encoded rows, beside their labels, that batches are made of, as far as rows have them."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class MultiTaskCollator:
         """Make a batch.
 
         Args:
-            features: rows with `input_ids`, perhaps `token_type_ids`, and `labels/<task>` for tasks they are labelled
-                for; a label may be `None`.
+            features: rows with `input_ids`, perhaps `token_type_ids` and `governors`, and `labels/<task>` for tasks
+                they are labelled for; a label may be `None`.
 
         Returns:
-            `input_ids` and `attention_mask` `(batch_size, seq_len)`, `token_type_ids` where a row has them, and for
-            tasks with a label in the batch `labels[task]` over all rows, `rows[task]`, the indices of the rows that
-            are labelled, and `items[task]`, the number that the mean over its labelled items divides by.
+            `input_ids` and `attention_mask` `(batch_size, seq_len)`, `token_type_ids` and `governors` where a row has
+            them, and for tasks with a label in the batch `labels[task]` over all rows, `rows[task]`, the indices of the
+            rows that are labelled, and `items[task]`, the number that the mean over its labelled items divides by. In a
+            row that has no governors each token is governed by the one before it, and padding by itself.
         """
         ids = [feature["input_ids"] for feature in features]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -56,6 +60,11 @@ class MultiTaskCollator:
         if any(row is not None for row in types):
             filled = [[0] * len(row) if kind is None else kind for kind, row in zip(types, ids, strict=True)]
             batch["token_type_ids"] = _padded(filled, mask, 0)
+        governors = [feature.get(GOVERNORS) for feature in features]
+        if any(row is not None for row in governors):
+            before = [0, *range(seq_len - 1)]
+            filled = [before[: len(row)] if own is None else own for own, row in zip(governors, ids, strict=True)]
+            batch[GOVERNORS] = _padded(filled, mask, np.arange(seq_len))
         return batch | self._labels(features, seq_len)
 
     def _labels(self, features: Sequence[Mapping[str, Any]], seq_len: int) -> dict[str, Any]:
@@ -76,7 +85,7 @@ class MultiTaskCollator:
         return {"labels": labels, "rows": rows, "items": items} if labels else {}
 
 
-def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, padding: int) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, padding: int | np.ndarray) -> Tensor:
     values = np.full(mask.shape, padding, dtype=np.int64)
     values[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(mask.sum()))
     return torch.from_numpy(values)

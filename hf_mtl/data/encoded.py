@@ -20,6 +20,7 @@ from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.data.encoding import Encoded, Inputs, encode, words_of
 from hf_mtl.data.loading import RawSplit
 from hf_mtl.data.recipe import DatasetSource, TaskSource
+from hf_mtl.data.token_governors import GOVERNORS
 from hf_mtl.data.windows import Layout, Reading, reading_of, split_label
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.model.heads.base import TaskHead, Words
@@ -48,6 +49,7 @@ class EncodedSplit:
             `labels/<task>` for each task, null where the row has no label that a loss could use. Where a task has a
             stride also `row`, the number of the row that an encoded row is of, and in a row's first window
             `joined_tokens`, the `first_tokens` of all its windows end to end; a word has its label in its own window.
+            Where a task has a token graph also `governors`, see `hf_mtl.data.token_governors`.
         tasks: the tasks whose labels stand in this dataset, with their specs complete.
         source: the columns of the dataset.
     """
@@ -147,6 +149,8 @@ def encode_split(
     }
     if reading.stride is not None:
         features |= {ROW: datasets.Value("int32"), JOINED: datasets.List(datasets.Value("int32"))}
+    if reading.governors:
+        features[GOVERNORS] = datasets.List(datasets.Value("int32"))
     for task in tasks:
         kind = HEADS.get(task.spec.type).stored_as
         value = datasets.Value(kind if isinstance(kind, str) else kind[0])
@@ -228,8 +232,8 @@ def row_encoder(
 
 
 def splits_words(tasks: Sequence[TaskSource]) -> bool:
-    """Tell whether the labels of one of the tasks point into the text, which is then split into words."""
-    return any(HEADS.get(task.spec.type).points_into_text for task in tasks)
+    """Tell whether the labels or the edges of one of the tasks point into the text, which is then split into words."""
+    return any(HEADS.get(task.spec.type).points_into_text or task.spec.token_graph for task in tasks)
 
 
 def _columns(encoded: Encoded, layout: Layout) -> dict[str, list[Any]]:
@@ -242,12 +246,14 @@ def _columns(encoded: Encoded, layout: Layout) -> dict[str, list[Any]]:
         ids, types = [[row[name] for row in features] for name in ("input_ids", "token_type_ids")]
         first = _in_first(layout, dict(enumerate(encoded.first_tokens)))
         truncated = [bool(own) for own in _in_first(layout, dict(enumerate(encoded.truncated)))]
+    governors = [feature[GOVERNORS] for feature in encoded.features()] if encoded.governors else None
     return {
         "input_ids": ids,
         "token_type_ids": types,
         "first_tokens": first,
         "length": [len(own) for own in ids],
         "truncated": truncated,
+        **({} if governors is None else {GOVERNORS: governors}),
     }
 
 
@@ -281,7 +287,7 @@ def _fingerprint(
     # What acts on the loss or on the network only.
     apart = {"pooling", "loss_weight", "class_weights", "label_smoothing", "dropout"}
     apart |= {"focal_gamma", "thresholds", "tune_thresholds"}
-    apart |= {"attention_heads", "attention_gate", "layer_mix"}
+    apart |= {"attention_heads", "attention_gate", "layer_mix", "token_graph_heads", "token_graph_layers"}
     specs = [{key: value for key, value in task.spec.to_dict().items() if key not in apart} for task in tasks]
     parts = [
         ENCODING_VERSION,

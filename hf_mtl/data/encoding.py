@@ -10,38 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain
 from typing import Any
-from unicodedata import category
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
+from hf_mtl.data.token_governors import GOVERNORS, read_heads, token_governors
 from hf_mtl.data.windows import Layout, Reading, Windows, cut_windows
+from hf_mtl.data.words import join_tokens, word_spans
 from hf_mtl.errors import DataError, ModelError
 from hf_mtl.model.encoders.base import check_max_length, max_positions
 from hf_mtl.model.heads.base import Words
 
 DEFAULT_MAX_LENGTH = 512
-# Scripts written without spaces: Han, kana, Thai, Lao, Myanmar and Khmer; Hangul is spaced.
-_UNSPACED = (
-    r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-)
-_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}，。、？！；：「」『』（）]")
-_ASCII_WORD = re.compile(r"[A-Za-z0-9_]+|[^A-Za-z0-9_\s]")  # what `_word` finds in ASCII, five times as fast
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-@cache
-def _word() -> re.Pattern[str]:
-    """Return the pattern of a word: a run of letters and digits, a character of an unspaced script, or any one sign.
-
-    Marks (accents, vowel signs) and joiners belong to what they follow; `re` has no class for marks.
-    """
-    marks = "".join(chr(code) for code in range(0x300, 0x20000) if category(chr(code))[0] == "M") + "\u200c\u200d"
-    return re.compile(rf"[{_UNSPACED}][{marks}]*|(?:(?![{_UNSPACED}])[\w{marks}])+|[^\w\s][{marks}]*")
 
 
 @dataclass(frozen=True)
@@ -53,21 +37,33 @@ class Inputs:
         text_pair: the second text of a pair.
         word_spans: character offsets of the words, `(num_words, 2)`; `None` where nobody asks for words.
         tokens_given: whether the words are tokens that the user gave.
+        heads: number of the word that governs each word, counted from 1, 0 for roots, `(num_words,)`; `None` where
+            the graph is not known.
     """
 
     text: str
     text_pair: str | None = None
     word_spans: np.ndarray | None = None
     tokens_given: bool = False
+    heads: np.ndarray | None = None
 
     @classmethod
-    def of(cls, text: Any = None, text_pair: Any = None, tokens: Any = None, *, split_words: bool = False) -> Inputs:
+    def of(
+        cls,
+        text: Any = None,
+        text_pair: Any = None,
+        tokens: Any = None,
+        heads: Any = None,
+        *,
+        split_words: bool = False,
+    ) -> Inputs:
         """Check and take in what a row holds.
 
         Args:
             text: a string; `None` counts as an empty text where there are no tokens.
             text_pair: a string or `None`.
             tokens: a list of strings, used instead of `text`.
+            heads: for each token the number of the one that governs it, see `hf_mtl.data.token_governors.read_heads`.
             split_words: whether to split a text into words, for tasks that answer word by word.
 
         Raises:
@@ -77,7 +73,9 @@ class Inputs:
             raise DataError(f"text_pair is {text_pair!r}", mend="give text_pair as a string")
         if tokens is not None:
             joined, spans = join_tokens(tokens)
-            return cls(joined, text_pair, spans, tokens_given=True)
+            return cls(joined, text_pair, spans, tokens_given=True, heads=read_heads(heads, tokens))
+        if heads is not None:
+            raise DataError("heads are given without tokens", mend="give the tokens that they are numbers of")
         if text is not None and not isinstance(text, str):
             raise DataError(f"text is {text!r}", mend="give text as a string")
         text = text or ""
@@ -90,6 +88,7 @@ def read_inputs(
     text: str = "text",
     text_pair: str = "text_pair",
     tokens: str = "tokens",
+    heads: str | None = None,
     split_words: bool = False,
 ) -> Inputs:
     """Take in a row as users hand it to a pipeline or keep it in a file.
@@ -98,7 +97,8 @@ def read_inputs(
         row: a text, or a mapping with a text (and perhaps its pair), else with tokens; other keys are not read.
         text: key of the text.
         text_pair: key of the second text of a pair.
-        tokens: key of the tokens, read where there is no text.
+        tokens: key of the tokens, read where there is no text, or where the row has heads.
+        heads: key of the tokens' heads; `None` does not read them.
         split_words: whether to split a text into words, for tasks that answer word by word.
 
     Raises:
@@ -112,59 +112,12 @@ def read_inputs(
         return Inputs.of(row, split_words=split_words)
     if not isinstance(row, Mapping):
         raise DataError(f"{row!r} is no row", mend=f"give a text, or a mapping with {text!r} or {tokens!r}")
-    if row.get(text) is not None:
-        return Inputs.of(row[text], row.get(text_pair), split_words=split_words)
+    graph = None if heads is None else row.get(heads)
+    if row.get(text) is not None and (graph is None or row.get(tokens) is None):
+        return Inputs.of(row[text], row.get(text_pair), heads=graph, split_words=split_words)
     if row.get(tokens) is not None:
-        return Inputs.of(tokens=row[tokens])
+        return Inputs.of(tokens=row[tokens], heads=graph)
     raise DataError(f"the row has neither {text!r} nor {tokens!r}", mend="give one of them")
-
-
-def word_spans(text: str) -> np.ndarray:
-    """Split a text of any script into words, signs and, where no spaces are written, characters, each with its marks.
-
-    Returns:
-        Character offsets `[start, end)`, shape `(num_words, 2)`.
-
-    Example:
-        >>> [("Don't stop, 上海!"[start:end]) for start, end in word_spans("Don't stop, 上海!")]
-        ['Don', "'", 't', 'stop', ',', '上', '海', '!']
-    """
-    pattern = _ASCII_WORD if text.isascii() else _word()
-    return np.array([match.span() for match in pattern.finditer(text)], dtype=np.int64).reshape(-1, 2)
-
-
-def join_tokens(tokens: Sequence[str] | np.ndarray) -> tuple[str, np.ndarray]:
-    """Join tokens to a text, with a space between two of them unless both sides belong to a script without spaces.
-
-    Returns:
-        The text and the character offsets of the tokens, shape `(num_tokens, 2)`.
-
-    Raises:
-        DataError: the tokens are not a list of strings.
-
-    Example:
-        >>> join_tokens(["to", "上", "海"])[0]
-        'to 上海'
-    """
-    if isinstance(tokens, str) or not isinstance(tokens, list | tuple | np.ndarray):
-        raise DataError(f"tokens is {tokens!r}", mend="give tokens as a list of strings")
-    parts: list[str] = []
-    spans: list[tuple[int, int]] = []
-    position, previous = 0, ""
-    for token in tokens:
-        if not isinstance(token, str):
-            raise DataError(f"token {token!r} is not a string", mend="write every token as a string")
-        if parts and not (_is_unspaced(previous[-1:]) and _is_unspaced(token[:1])):
-            parts.append(" ")
-            position += 1
-        parts.append(token)
-        spans.append((position, position + len(token)))
-        position, previous = position + len(token), token
-    return "".join(parts), np.array(spans, dtype=np.int64).reshape(-1, 2)
-
-
-def _is_unspaced(character: str) -> bool:
-    return bool(_UNSPACED_CHARACTER.match(character))
 
 
 @dataclass(frozen=True)
@@ -177,6 +130,7 @@ class Encoded:
         first_tokens: per row the position of each word's first token, -1 where it was cut off or has none; `None` for
             rows without words.
         truncated: per row whether tokens were cut off.
+        governors: per row the position of the token that governs each token; empty where they are not read.
         windows: the windows of each row that is longer and was to be read in windows; what stands above is its first.
     """
 
@@ -184,15 +138,18 @@ class Encoded:
     token_type_ids: list[list[int] | None]
     first_tokens: list[np.ndarray | None]
     truncated: list[bool]
+    governors: list[np.ndarray] = field(default_factory=list[np.ndarray])
     windows: dict[int, Windows] = field(default_factory=dict[int, Windows])
 
     def features(self) -> Iterator[dict[str, Any]]:
-        """Yield `input_ids` and `token_type_ids` of what the encoder reads: each row, or each of its windows."""
+        """Yield `input_ids`, `token_type_ids` and, where read, `governors` of each row, or of each of its windows."""
         for row, (ids, types) in enumerate(zip(self.input_ids, self.token_type_ids, strict=True)):
-            if row in self.windows:
-                yield from ({"input_ids": own, "token_type_ids": types} for own in self.windows[row].input_ids)
-            else:
-                yield {"input_ids": ids, "token_type_ids": types}
+            windows = self.windows.get(row)
+            for place, own in enumerate([ids] if windows is None else windows.input_ids):
+                feature: dict[str, Any] = {"input_ids": own, "token_type_ids": types}
+                if self.governors:
+                    feature[GOVERNORS] = self.governors[row] if windows is None else windows.governors[place]
+                yield feature
 
     def layout(self, rows: Sequence[Inputs]) -> Layout:
         """Return what belongs to which of the rows that were encoded."""
@@ -221,9 +178,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], reading: 
     single = [index for index, row in enumerate(rows) if row.text_pair is None]
     paired = [index for index, row in enumerate(rows) if row.text_pair is not None]
     encoded = Encoded([[]] * len(rows), [None] * len(rows), [None] * len(rows), [False] * len(rows))
+    reading = reading or Reading(tokenizer.model_max_length)
+    if reading.governors:
+        encoded.governors.extend([np.zeros(0, dtype=np.int64)] * len(rows))
     for indices in (single, paired):
         if indices:
-            _encode_into(encoded, tokenizer, rows, indices, reading or Reading(tokenizer.model_max_length))
+            _encode_into(encoded, tokenizer, rows, indices, reading)
     return encoded
 
 
@@ -237,10 +197,11 @@ def _encode_into(
     chosen = [rows[index] for index in indices]
     texts = [_encodable(row.text) for row in chosen]
     pairs = [_encodable(row.text_pair) for row in chosen if row.text_pair is not None] or None
-    with_words = any(row.word_spans is not None for row in chosen)
+    with_words = reading.governors or any(row.word_spans is not None for row in chosen)
     if with_words and not tokenizer.is_fast:
+        what = "token graphs need" if reading.governors else "tagging needs"
         raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets, which tagging needs",
+            f"{type(tokenizer).__name__} gives no character offsets, which {what}",
             mend="use an encoder that has a fast tokenizer",
         )
     if pairs is not None and tokenizer.is_fast and tokenizer.truncation_side == "right":
@@ -262,14 +223,15 @@ def _encode_into(
         encoded.token_type_ids[index] = token_types[place] if token_types else None
         encoded.truncated[index] = _is_truncated(tokenizer, batch, place, reading.max_length)
         encoded.first_tokens[index] = first_tokens[place]
+        if reading.governors:
+            encoded.governors[index] = _governors(batch, place, first_tokens[place], chosen[place].heads)
         if reading.stride is not None and pairs is None and encoded.truncated[index]:
             encodings: Any = batch.encodings
             from_end = tokenizer.truncation_side == "left"
-            spans = chosen[place].word_spans
-            encoded.windows[index] = _windows(encodings[place], spans, stride=reading.stride, from_end=from_end)
+            encoded.windows[index] = _windows(encodings[place], chosen[place], reading, from_end=from_end)
 
 
-def _windows(encoding: Any, spans: np.ndarray | None, *, stride: int, from_end: bool) -> Windows:
+def _windows(encoding: Any, row: Inputs, reading: Reading, *, from_end: bool) -> Windows:
     """Cut the windows of a text that was cut off, from the parts that the tokenizer has made of all of it."""
     in_text = np.flatnonzero([number == 0 for number in encoding.sequence_ids])
     inside = slice(int(in_text[0]), int(in_text[-1]) + 1)
@@ -278,13 +240,27 @@ def _windows(encoding: Any, spans: np.ndarray | None, *, stride: int, from_end: 
         parts.reverse()
     behind = len(encoding.ids) - inside.stop  # the last part may be shorter
     tokens = [token for part in parts for token in part.ids[inside.start : len(part.ids) - behind]]
-    first = None
-    if spans is not None:
-        offsets = [pair for part in parts for pair in part.offsets[inside.start : len(part.ids) - behind]]
-        first = find_words(spans, np.array(offsets, dtype=np.int64), np.ones(len(tokens), dtype=bool))
+    first = governors = None
+    if row.word_spans is not None:
+        pairs = [pair for part in parts for pair in part.offsets[inside.start : len(part.ids) - behind]]
+        offsets = np.array(pairs, dtype=np.int64)
+        first = find_words(row.word_spans, offsets, np.ones(len(tokens), dtype=bool))
+        if reading.governors:
+            governors = token_governors(offsets[:, 1] > offsets[:, 0], first, row.heads)
     around = encoding.ids[: inside.start], encoding.ids[inside.stop :]
-    size = inside.stop - inside.start
-    return cut_windows(tokens, first, around=around, size=size, stride=stride, from_end=from_end)
+    size, stride = inside.stop - inside.start, reading.stride or 0
+    return cut_windows(tokens, first, governors, around=around, size=size, stride=stride, from_end=from_end)
+
+
+def _governors(batch: Any, place: int, first_tokens: np.ndarray | None, heads: np.ndarray | None) -> np.ndarray:
+    """Find the governors of a row's tokens; those of a second text, whose words nobody asks for, are a chain."""
+    offsets = np.array(batch["offset_mapping"][place], dtype=np.int64).reshape(-1, 2)
+    if not len(offsets):
+        return np.zeros(1, dtype=np.int64)  # of a stand-in
+    filled = offsets[:, 1] > offsets[:, 0]
+    second = np.array([number == 1 for number in batch.sequence_ids(place)], dtype=bool)
+    own = token_governors(filled & ~second, first_tokens, heads)
+    return np.where(second, token_governors(filled & second), own) if second.any() else own
 
 
 def _shorten_pairs(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str], limit: int) -> None:

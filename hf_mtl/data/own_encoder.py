@@ -168,7 +168,7 @@ def training_texts(datasets: Mapping[str, DatasetSource], raw: Mapping[tuple[str
         raw: the rows by dataset and split.
     """
     for (name, split), rows in raw.items():
-        for column in datasets[name].input_columns.values() if split == "train" else ():
+        for column in datasets[name].text_columns.values() if split == "train" else ():
             for value in cast(Iterable[Any], rows.dataset[column]):
                 words = cast(Sequence[Any], value) if isinstance(value, list | tuple) else [value]
                 yield " ".join(word for word in words if isinstance(word, str))

@@ -39,6 +39,8 @@ class DatasetSource:
         text: column of the text.
         text_pair: column of the second text of a pair.
         tokens: column of tokens, instead of `text`.
+        heads: column of the tokens' heads in a dependency graph, as CoNLL-U counts them (in such files `heads`): a list
+            with the number of each token's governor, 0 for roots. For tasks with a `token_graph`.
         columns: names of the columns of CoNLL files.
         streaming: whether training reads its rows (jsonl, Parquet, Hub) as it goes, for data larger than memory.
         rows: number of training rows of a streamed Hub dataset that does not say it.
@@ -57,6 +59,7 @@ class DatasetSource:
     text: str | None = None
     text_pair: str | None = None
     tokens: str | None = None
+    heads: str | None = None
     columns: tuple[str, ...] | None = None
     streaming: bool = False
     rows: int | None = None
@@ -87,6 +90,11 @@ class DatasetSource:
             )
         if self.tokens is not None and self.text_pair is not None:
             raise RecipeError("text_pair is given with tokens", mend="give pairs as text and text_pair")
+        if self.heads is not None and self.tokens is None:
+            raise RecipeError("heads is given without tokens", mend="name the column of tokens, or leave heads out")
+        if self.heads is not None and self.augmentation:
+            problem = "heads is given with augmentation, which changes the words that they count"
+            raise RecipeError(problem, mend="leave one of them out")
 
     def _check_streaming(self) -> None:
         if not self.streaming:
@@ -101,10 +109,15 @@ class DatasetSource:
             raise RecipeError("streaming is set for CoNLL files", mend="leave streaming out, or convert them to jsonl")
 
     @property
-    def input_columns(self) -> dict[str, str]:
+    def text_columns(self) -> dict[str, str]:
         """The columns that hold what the encoder reads: `text`, `text_pair`, `tokens` -> column name."""
         columns = {"text": self.text, "text_pair": self.text_pair, "tokens": self.tokens}
         return {role: column for role, column in columns.items() if column is not None}
+
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """The columns that rows are read from: those of their text, and `heads` where there are any."""
+        return self.text_columns | ({} if self.heads is None else {"heads": self.heads})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +297,7 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
         check_windows(task, datasets[task.dataset])
     _refuse_twins(tasks)
     architecture = {key: values[key] for key in ARCHITECTURE if values.get(key) is not None}
-    check_architecture(architecture, [task.spec.name for task in tasks])
+    check_architecture(architecture, [task.spec for task in tasks])
     refinement = {key: values[key] for key in REFINEMENT if values.get(key) is not None}
     check_refinement(refinement, streaming=any(source.streaming for source in datasets.values()))
     return Recipe(

@@ -18,10 +18,10 @@ from hf_mtl.data.arrow_cache import cache_folder
 from hf_mtl.data.augmentation.base import Augmentation, TaggedWords
 from hf_mtl.data.cleaning import CLEANING_VERSION, CleaningStep, clean_row, cleaning_steps
 from hf_mtl.data.deduplication import first_of_each, texts_of
-from hf_mtl.data.encoding import join_tokens
 from hf_mtl.data.loading import Change, RawSplit
 from hf_mtl.data.recipe import SPLITS, DatasetSource, Recipe, TaskSource
 from hf_mtl.data.refinement_keys import Operation, augmentation_of
+from hf_mtl.data.words import join_tokens
 from hf_mtl.errors import HfMtlError, RecipeError
 from hf_mtl.model.heads._tagging import are_span_tags
 from hf_mtl.registry import AUGMENTATIONS, HEADS
@@ -108,7 +108,7 @@ def training_rows(
 
 def texts(raw: RawSplit, source: DatasetSource) -> Iterator[str]:
     """Yield what each row says as one text: its text and its pair, or its tokens as they are joined for the encoder."""
-    columns = list(source.input_columns.values())
+    columns = list(source.text_columns.values())
     for row in cast(Iterator[dict[str, Any]], raw.dataset.select_columns(columns)):
         values = [row[column] for column in columns]
         if source.tokens is not None and isinstance(values[0], list):
@@ -121,7 +121,7 @@ def texts(raw: RawSplit, source: DatasetSource) -> Iterator[str]:
 
 
 def _clean(raw: RawSplit, source: DatasetSource, given: Any, steps: Sequence[CleaningStep]) -> RawSplit:
-    columns = list(source.input_columns.values())
+    columns = list(source.text_columns.values())
     features = datasets.Features({**raw.dataset.features, _MARK: datasets.List(datasets.Value("int32"))})
 
     def clean(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -185,7 +185,7 @@ def _augmented(
         raise RecipeError(f"{operation.name} rewrites texts, the rows are tokens", mend=f"leave {operation.name} out")
     if kind.needs_spans and not spans:
         raise RecipeError(f"{operation.name} needs a task with span tags (B-, I-)", mend=f"leave {operation.name} out")
-    columns = [*source.input_columns.values(), *(task.label for task in tagging)]
+    columns = [*source.text_columns.values(), *(task.label for task in tagging)]
     original = raw.dataset
 
     def read(values: Mapping[str, Any]) -> list[tuple[str, TaggedWords]]:
@@ -230,7 +230,7 @@ def _words(
 ) -> list[tuple[str, TaggedWords]]:
     """Return each input column of a row with its words; none where they cannot be used, which is told later."""
     found: list[tuple[str, TaggedWords]] = []
-    for role, column in source.input_columns.items():
+    for role, column in source.text_columns.items():
         value = values[column]
         if role != "tokens":
             if isinstance(value, str) and value.split():

@@ -16,6 +16,7 @@ from hf_mtl.data.formats import BATCH_ROWS
 from hf_mtl.data.leakage import Leak, first_rows, text_key
 from hf_mtl.data.streamed import StreamedSplit
 from hf_mtl.data.streaming import StreamedRow
+from hf_mtl.data.token_governors import count_graphs
 from hf_mtl.registry import HEADS
 
 
@@ -29,6 +30,7 @@ class StreamSummary:
         truncated: rows labelled for a task that were cut to the maximum length, by task.
         labels: how often each label stands in the rows, by task.
         leaks: texts that stand in held-out rows too.
+        graphs: rows with a dependency graph.
     """
 
     lengths: np.ndarray
@@ -36,6 +38,7 @@ class StreamSummary:
     truncated: Counter[str] = field(default_factory=Counter[str])
     labels: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
     leaks: list[Leak] = field(default_factory=list[Leak])
+    graphs: int = 0
 
     @property
     def rows(self) -> int:
@@ -125,6 +128,8 @@ def _count(summary: StreamSummary, split: StreamedSplit, rows: list[StreamedRow]
     encoded = split.encode(rows)
     lengths = [min(row["length"], len(summary.lengths) - 1) for row in encoded]
     summary.lengths += np.bincount(lengths, minlength=len(summary.lengths))
+    if split.source.heads is not None:
+        summary.graphs += count_graphs([row.values[split.source.heads] for row in rows])
     for task in split.tasks:
         name, head = task.spec.name, HEADS.get(task.spec.type)
         labelled = [row for row in encoded if row[LABEL_PREFIX + name] is not None]

@@ -68,14 +68,14 @@ class StreamedSplit:
             self.source.input_columns,
             self.tasks,
             self.tokenizer,
-            reading=Reading(self.max_length),
+            reading=self._reading,
         )
         encoded = encode(columns, list(range(len(rows))))
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
     def lengths(self, rows: Sequence[StreamedRow]) -> np.ndarray:
         """Return the number of tokens of rows, counted word by word, `(num_rows,)`; see `TokenCounter`."""
-        columns = self.source.input_columns.values()
+        columns = self.source.text_columns.values()
         texts = [_plain_text(row.values[column]) for row in rows for column in columns]
         tokens = self._counter(texts).reshape(len(rows), len(columns)).sum(axis=1)
         special = self.tokenizer.num_special_tokens_to_add(pair=self.source.text_pair is not None)
@@ -84,7 +84,11 @@ class StreamedSplit:
     @property
     def max_length(self) -> int:
         """The most tokens that a row may have."""
-        return reading_of([task.spec for task in self.tasks], self.tokenizer).max_length
+        return self._reading.max_length
+
+    @property
+    def _reading(self) -> Reading:
+        return reading_of([task.spec for task in self.tasks], self.tokenizer)
 
     @cached_property
     def _counter(self) -> TokenCounter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_mtl.configuration import TaskSpec, check_stride
+from hf_mtl.data.token_governors import cut_governors
 from hf_mtl.errors import ModelError, SpecError
 from hf_mtl.model.heads.base import TaskHead, Words
 
@@ -22,10 +23,12 @@ class Reading:
     Args:
         max_length: tokens of a row, or of each of its windows, special tokens included.
         stride: tokens that two neighbouring windows share; `None` cuts longer rows.
+        governors: whether the tokens' governors are read, which tasks with a token graph need.
     """
 
     max_length: int
     stride: int | None = None
+    governors: bool = False
 
 
 def reading_of(specs: Sequence[TaskSpec], tokenizer: PreTrainedTokenizerBase) -> Reading:
@@ -43,6 +46,7 @@ def reading_of(specs: Sequence[TaskSpec], tokenizer: PreTrainedTokenizerBase) ->
     reading = Reading(
         max((spec.max_length or own for spec in specs), default=own),
         max((spec.stride for spec in specs if spec.stride is not None), default=None),
+        any(spec.token_graph for spec in specs),
     )
     if reading.stride is None:
         return reading
@@ -74,15 +78,19 @@ class Windows:
             where it is not read in windows.
         first_tokens: position of each word's first token, counted over the tokens of all windows end to end, in the
             window that the word belongs to; -1 where it has none, `(num_words,)`. `None` for rows without words.
+        governors: position in its window of the token that governs each token of it, its own where that one stands in
+            another; empty where they are not read.
     """
 
     input_ids: list[list[int]]
     first_tokens: np.ndarray | None = None
+    governors: list[np.ndarray] = field(default_factory=list[np.ndarray], repr=False)
 
 
 def cut_windows(
     tokens: Sequence[int],
     first_tokens: np.ndarray | None,
+    governors: np.ndarray | None = None,
     *,
     around: tuple[Sequence[int], Sequence[int]],
     size: int,
@@ -94,6 +102,7 @@ def cut_windows(
     Args:
         tokens: ids of all tokens of the text, without special tokens, more than a window holds.
         first_tokens: position of each word's first token among them, -1 where it has none, `(num_words,)`.
+        governors: position of the token that governs each of them, `(num_tokens,)`; `None` where they are not read.
         around: ids of the special tokens before and after those of each window.
         size: tokens of the text in a window.
         stride: tokens that two neighbouring windows share at least.
@@ -106,15 +115,18 @@ def cut_windows(
     starts = window_starts(len(tokens), size, stride)
     before, after = around
     windows = [[*before, *tokens[start : start + size], *after] for start in starts.tolist()]
+    outside = len(before), len(after)
+    cut = [cut_governors(governors, start, size, outside) for start in starts.tolist()] if governors is not None else []
     if from_end:
         windows.reverse()
+        cut.reverse()
     if first_tokens is None:
-        return Windows(windows)
+        return Windows(windows, governors=cut)
     chosen = choose_windows(first_tokens, starts, size)
     inside = len(before) + first_tokens - starts[chosen]
     places = len(windows) - 1 - chosen if from_end else chosen
     positions = places * len(windows[0]) + inside
-    return Windows(windows, np.where(first_tokens >= 0, positions, -1))
+    return Windows(windows, np.where(first_tokens >= 0, positions, -1), cut)
 
 
 def window_starts(length: int, size: int, stride: int) -> np.ndarray:

@@ -228,8 +228,13 @@ def answer(
 
 
 def needs_words(model: MultiTaskModel, tasks: Sequence[str] | None = None) -> bool:
-    """Tell whether one of the tasks answers word by word, so that texts must be split into words."""
-    return any(not HEADS.get(spec.type).pooled for spec in select_tasks(model.specs, tasks))
+    """Tell whether one of the tasks answers word by word or joins words by edges: texts must be split into words."""
+    return any(not HEADS.get(spec.type).pooled or spec.token_graph for spec in select_tasks(model.specs, tasks))
+
+
+def heads_column(model: MultiTaskModel, name: str = "heads") -> str | None:
+    """Return the field of a row that holds the heads of its tokens; `None` for models that read no graph."""
+    return name if any(spec.token_graph for spec in model.specs) else None
 
 
 def _rows(features: Any, rows: np.ndarray) -> list[Mapping[str, Any]]:

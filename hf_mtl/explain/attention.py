@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_mtl.data.encoding import Inputs, read_inputs
 from hf_mtl.errors import SpecError, one_of
+from hf_mtl.evaluation.prediction import heads_column
 from hf_mtl.explain.attention_html import AttentionView, Drawing, Measure, attention_page, heat_map
 from hf_mtl.explain.attention_weights import AttentionWeights, attention_weights
 from hf_mtl.explain.subject import Subject
@@ -129,7 +130,7 @@ def _check(kind: str, wanted: Mapping[str, Wanted], max_tokens: int | None) -> i
 
 def _read(subject: Subject, text: Any) -> tuple[ExplainedText, list[str]]:
     """Read as much of a text as the model does, and say what was cut off."""
-    row = read_inputs(text, split_words=True)
+    row = read_inputs(text, heads=heads_column(subject.model), split_words=True)
     limit: int = subject.tokenizer.model_max_length
     length = _length(subject, row)
     if length <= limit:
@@ -157,7 +158,12 @@ def _shortened(row: Inputs, share: float) -> Inputs:
     kept = spans[spans[:, 1] <= end]
     if not len(kept):  # the first word is longer than the model reads
         kept = np.minimum(spans[:1], end)
-    return replace(row, text=row.text[: kept[-1:, 1].sum()], word_spans=kept)
+    return replace(row, text=row.text[: kept[-1:, 1].sum()], word_spans=kept, heads=_kept_heads(row, len(kept)))
+
+
+def _kept_heads(row: Inputs, count: int) -> np.ndarray | None:
+    """Return the heads of the first words of a row, 0 where they are among those that are left off."""
+    return None if row.heads is None else np.where(row.heads[:count] > count, 0, row.heads[:count])
 
 
 def _drawing(

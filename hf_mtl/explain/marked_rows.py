@@ -125,7 +125,9 @@ def _token_columns(split: EncodedSplit, tokens_column: str | None) -> dict[str, 
             where=f"dataset {split.name!r}",
             mend="leave the rationale column out",
         )
-    return {TOKENS: column}
+    own = split.source
+    heads = {} if own.heads is None or own.tokens != column else {"heads": own.heads}
+    return {TOKENS: column, **heads}
 
 
 def _rationales(drawn: LabelledRows, column: str) -> list[np.ndarray | None]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.encoding import Inputs, read_inputs
+from hf_mtl.data.token_governors import GOVERNORS, keep_tokens
 from hf_mtl.errors import SpecError, one_of
-from hf_mtl.evaluation.prediction import collator_for, evaluation_mode, length_batches, predict_batches
+from hf_mtl.evaluation.prediction import collator_for, evaluation_mode, heads_column, length_batches, predict_batches
 from hf_mtl.explain.text import ExplainedText, read_text
 from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
@@ -86,7 +87,8 @@ class Subject:
     def read(self, row: Any, *, units: str = "word") -> ExplainedText:
         """Tokenize a text, a mapping with a text (and perhaps its pair) or tokens, or a row that was read already."""
         inputs = row if isinstance(row, Inputs) and row.word_spans is not None else None
-        return read_text(self.tokenizer, inputs or read_inputs(row, split_words=True), units=units)
+        inputs = inputs or read_inputs(row, heads=heads_column(self.model), split_words=True)
+        return read_text(self.tokenizer, inputs, units=units)
 
     def forward(
         self,
@@ -114,6 +116,8 @@ class Subject:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if text.token_type_ids is not None:
             inputs["token_type_ids"] = torch.from_numpy(text.token_type_ids).to(device).expand(rows, -1)
+        if heads_column(self.model) is not None:
+            inputs[GOVERNORS] = torch.from_numpy(text.governors).to(device).expand(rows, -1)
         options = {
             name: True
             for name, wanted in (
@@ -204,6 +208,9 @@ class Subject:
             }
             for row, keep in enumerate(kept)
         ]
+        if heads_column(self.model) is not None:
+            for feature, governors in zip(features, keep_tokens(text.governors, kept), strict=True):
+                feature[GOVERNORS] = governors
         batches = length_batches(kept.sum(axis=1), batch_size=self.batch_size, max_tokens=self.max_tokens)
         at_target = {
             task: np.zeros((len(kept), len(target.labels), target.weights.shape[1]), dtype=np.float32)

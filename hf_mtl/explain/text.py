@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.data.encoding import Inputs, encode, find_words, word_spans, words_of
+from hf_mtl.data.encoding import Inputs, encode, find_words, words_of
+from hf_mtl.data.windows import Reading
+from hf_mtl.data.words import word_spans
 from hf_mtl.errors import DataError, ModelError, SpecError, one_of
 from hf_mtl.model.heads.base import Words
 
@@ -44,6 +46,7 @@ class ExplainedText:
         offsets: character offsets of the tokens, `(num_tokens, 2)`.
         parts: 0 or 1 as in `Unit`, -1 for special tokens, `(num_tokens,)`.
         words: the words of the text, for tagging.
+        governors: position of the token that governs each token, for token graphs, `(num_tokens,)`.
     """
 
     row: Inputs
@@ -54,6 +57,7 @@ class ExplainedText:
     offsets: np.ndarray
     parts: np.ndarray
     words: Words
+    governors: np.ndarray
 
     def sum_over_units(self, token_scores: np.ndarray) -> np.ndarray:
         """Add up the scores of each unit's tokens; those of special tokens belong to none.
@@ -118,7 +122,7 @@ def read_text(tokenizer: Any, row: Inputs, *, units: str = "word") -> ExplainedT
             f"{type(tokenizer).__name__} gives no character offsets, which explanations need",
             mend="use a model that has a fast tokenizer",
         )
-    encoded = encode(tokenizer, [row])
+    encoded = encode(tokenizer, [row], Reading(tokenizer.model_max_length, governors=True))
     if encoded.truncated[0]:
         raise DataError(
             f"the text has more than the {tokenizer.model_max_length} tokens that the model reads",
@@ -135,7 +139,15 @@ def read_text(tokenizer: Any, row: Inputs, *, units: str = "word") -> ExplainedT
     words = words_of(row, encoded.first_tokens[0])
     assert words is not None  # the row has its words
     return ExplainedText(
-        row, ids, None if types is None else np.array(types), found, unit_of_token, offsets, parts, words
+        row,
+        ids,
+        None if types is None else np.array(types),
+        found,
+        unit_of_token,
+        offsets,
+        parts,
+        words,
+        encoded.governors[0],
     )
 
 

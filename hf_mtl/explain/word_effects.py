@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from hf_mtl.data.encoded import EncodedSplit
-from hf_mtl.data.encoding import Inputs, word_spans
+from hf_mtl.data.encoding import Inputs
 from hf_mtl.data.recipe import TaskSource
+from hf_mtl.data.words import word_spans
 from hf_mtl.explain.marked_rows import MarkedRows
 from hf_mtl.explain.subject import Subject
 from hf_mtl.explain.text import ExplainedText

@@ -22,6 +22,7 @@ from hf_mtl.evaluation.prediction import (
     RowLogits,
     collator_for,
     evaluation_mode,
+    heads_column,
     needs_words,
     predict_batch,
     row_batches,
@@ -42,15 +43,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Columns:
     """Which fields of a row are read: `text` (with `text_pair`) where the row has one, else `tokens`.
 
+    Models of tasks with a token graph read `tokens` with `heads` where the row has heads.
+
     Args:
         text: field of the text; `None` reads tokens alone.
         text_pair: field of the second text.
         tokens: field of the tokens.
+        heads: field of the tokens' heads, see `hf_mtl.data.token_governors.read_heads`.
     """
 
     text: str | None = "text"
     text_pair: str = "text_pair"
     tokens: str = "tokens"
+    heads: str = "heads"
 
 
 class Predictor:
@@ -111,6 +116,7 @@ class Predictor:
         self._collator = collator_for(model, tokenizer, self.tasks)
         self._reading = reading_of(select_tasks(model.specs, self.tasks), tokenizer)
         self._split_words = needs_words(model, self.tasks)
+        self._heads = heads_column(model, self.columns.heads)
 
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer rows; see `chunks`."""
@@ -166,12 +172,13 @@ class Predictor:
         if columns.text is None:
             if row.get(columns.tokens) is None:
                 raise DataError(f"the row has no {columns.tokens!r}", mend="name the column of tokens")
-            return Inputs.of(tokens=row[columns.tokens])
+            return Inputs.of(tokens=row[columns.tokens], heads=row.get(self._heads) if self._heads else None)
         return read_inputs(
             row,
             text=columns.text,
             text_pair=columns.text_pair,
             tokens=columns.tokens,
+            heads=self._heads,
             split_words=self._split_words,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -18,11 +19,12 @@ from hf_mtl.model.layer_mix import LayerMix
 from hf_mtl.model.pooling import POOLINGS, AttentionPooling
 from hf_mtl.model.sharing import ADAPTER_SIZE, TaskAdapter
 from hf_mtl.model.task_attention import TaskAttention, attention_paid
+from hf_mtl.model.token_graph import TokenGraphAttention, neighbours
 
 if TYPE_CHECKING:
     from hf_mtl.model.modeling import MultiTaskModel
 
-TASK_PARTS = ("attention_poolings", "layer_mixes", "task_adapters")
+TASK_PARTS = ("attention_poolings", "layer_mixes", "task_adapters", "token_graphs")
 """The model's module dictionaries, beside its heads, whose members belong to one task each."""
 
 
@@ -38,6 +40,7 @@ def task_parts(config: MultiTaskConfig, poolings: Mapping[str, str]) -> dict[str
 
     Raises:
         SpecError: an option of a task cannot work with its type or with the encoder.
+        MissingExtraError: a task passes messages between tokens, and torch_geometric is not installed.
     """
     specs, encoder = config.task_specs, config.get_text_config()
     size, adapter_size = int(encoder.hidden_size), config.sharing_size or ADAPTER_SIZE
@@ -60,6 +63,7 @@ def task_parts(config: MultiTaskConfig, poolings: Mapping[str, str]) -> dict[str
             "task_adapters": nn.ModuleDict(
                 {spec.name: TaskAdapter(size, adapter_size) for spec in specs if config.sharing == "soft"}
             ),
+            "token_graphs": nn.ModuleDict({spec.name: _token_graph(spec, size) for spec in specs if spec.token_graph}),
         }
 
 
@@ -90,6 +94,43 @@ def _attention(spec: TaskSpec, hidden_size: int) -> AttentionPooling:
         raise error.at(f"task {spec.name!r}") from None
 
 
+def _token_graph(spec: TaskSpec, hidden_size: int) -> TokenGraphAttention:
+    try:
+        return TokenGraphAttention(hidden_size, num_heads=spec.token_graph_heads, num_layers=spec.token_graph_layers)
+    except SpecError as error:
+        raise error.at(f"task {spec.name!r}") from None
+
+
+def initialize(module: nn.Module) -> bool:
+    """Give a module that stands between encoder and heads the weights it begins with.
+
+    Returns:
+        Whether it is one.
+    """
+    if isinstance(module, AttentionPooling):
+        init.zeros_(module.query)  # begins as the mean over the tokens
+        if isinstance(module, TaskAttention) and module.gate is not None:
+            init.zeros_(module.gate)
+    elif isinstance(module, LayerMix):
+        init.zeros_(module.scores)
+        init.ones_(module.scale)
+    elif isinstance(module, GraphAttention | TokenGraphAttention):
+        for name, parameter in module.named_parameters():
+            if name in ("scale", "scales"):
+                init.zeros_(parameter)
+            elif name == "embeddings":
+                init.normal_(parameter, std=0.02)
+            else:
+                (init.xavier_uniform_ if parameter.ndim > 1 else init.zeros_)(parameter)
+    elif isinstance(module, TaskAdapter):
+        init.copy_(module.down, module.first_weights())
+        for zeros in (module.down_bias, module.up, module.up_bias):
+            init.zeros_(zeros)
+    else:
+        return False
+    return True
+
+
 def _num_states(spec: TaskSpec, config: PreTrainedConfig) -> int:
     layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int):
@@ -111,18 +152,31 @@ class TaskFeatures:
         model: the model.
         outputs: what its encoder returned, with hidden states and attentions where tasks need them.
         attention_mask: `(batch_size, seq_len)`.
+        governors: `(batch_size, seq_len)`, as in `hf_mtl.model.token_graph.token_edges`; neighbours where not given.
+        graph_weights: whether the weights of token graphs are wanted.
     """
 
-    def __init__(self, model: MultiTaskModel, outputs: BaseModelOutput, attention_mask: Tensor) -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        outputs: BaseModelOutput,
+        attention_mask: Tensor,
+        governors: Tensor | None = None,
+        *,
+        graph_weights: bool = False,
+    ) -> None:
         self.model = model
         self.outputs = outputs
         self.hidden_states = cast(Tensor, outputs.last_hidden_state)
         self.attention_mask = attention_mask
+        self.governors = governors
+        self.graph_weights = graph_weights
         self.shared: dict[tuple[str | None, float], Tensor] = {}
         self.paid: Tensor | None = None
         self.attentions: dict[str, Tensor] = {}
         self.attention_heads: dict[str, Tensor] = {}
         self.layer_weights: dict[str, Tensor] = {}
+        self.token_graphs: dict[str, Tensor] = {}
         self.interactions: Tensor | None = None
         self.heard: dict[str, Tensor] = {}
 
@@ -140,7 +194,9 @@ class TaskFeatures:
         dropout = head.dropout if head.training else 0.0
         if self.model.interaction is not None:
             return F.dropout(take(self._heard(task), rows), dropout)
-        if kind == "attention" or task in self.model.layer_mixes or task in self.model.task_adapters:
+        if kind == "attention" or any(
+            task in parts for parts in (self.model.layer_mixes, self.model.task_adapters, self.model.token_graphs)
+        ):
             return F.dropout(self._own(task, kind, rows), dropout)
         if (kind, dropout) not in self.shared:
             states = self.hidden_states if kind is None else POOLINGS[kind](self.hidden_states, self.attention_mask)
@@ -186,7 +242,17 @@ class TaskFeatures:
     def _states(self, task: str, rows: Tensor | None) -> Tensor:
         """Return the token states that a task reads, `(rows, seq_len, hidden_size)`."""
         states = self._mixed(task, rows)
-        return self.model.task_adapters[task](states) if task in self.model.task_adapters else states
+        if task in self.model.task_adapters:
+            states = self.model.task_adapters[task](states)
+        if task not in self.model.token_graphs:
+            return states
+        if self.governors is None:
+            self.governors = neighbours(self.attention_mask)
+        passed = self.model.token_graphs[task]
+        states, weights = passed(states, take(self.governors, rows), with_weights=self.graph_weights)
+        if weights is not None:
+            self.token_graphs[task] = weights
+        return states
 
     def _mixed(self, task: str, rows: Tensor | None) -> Tensor:
         if task not in self.model.layer_mixes:

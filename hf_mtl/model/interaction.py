@@ -47,7 +47,7 @@ class GraphAttention(nn.Module):
         self.edges = task_edges(tasks, graph)
         self.num_tasks = len(tasks)
         self.embeddings = nn.Parameter(torch.zeros(len(tasks), hidden_size))
-        self.attention = _gatv2(hidden_size, hidden_size // num_heads, num_heads)
+        self.attention = gatv2(hidden_size, num_heads)
         self.scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,16 @@ def task_edges(tasks: Sequence[str], graph: Mapping[str, Sequence[str]] | None) 
     return [sender for sender, _ in pairs], [receiver for _, receiver in pairs]
 
 
-def _gatv2(size: int, head_size: int, num_heads: int) -> nn.Module:
+def gatv2(hidden_size: int, num_heads: int) -> nn.Module:
+    """Make a GATv2 layer of torch_geometric over given edges, its heads side by side.
+
+    Args:
+        hidden_size: size of the nodes, before and after.
+        num_heads: number of attention heads, which divides it.
+
+    Raises:
+        MissingExtraError: torch_geometric is not installed.
+    """
     with warnings.catch_warnings():
         # torch_geometric 2.8 calls `torch.jit.script`, which torch 2.13 deprecates, when it is imported.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -98,5 +107,5 @@ def _gatv2(size: int, head_size: int, num_heads: int) -> nn.Module:
             from torch_geometric.nn import GATv2Conv
         except ImportError as error:
             raise MissingExtraError("torch_geometric", extra="graph") from error
-    made: Any = GATv2Conv(size, head_size, heads=num_heads, add_self_loops=False)
+    made: Any = GATv2Conv(hidden_size, hidden_size // num_heads, heads=num_heads, add_self_loops=False)
     return cast(nn.Module, made)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -24,6 +23,7 @@ from hf_mtl.model.features import (
     TASK_PARTS,
     TaskFeatures,
     check_reading,
+    initialize,
     reads_attentions,
     reads_layers,
     take,
@@ -31,12 +31,9 @@ from hf_mtl.model.features import (
     task_parts,
 )
 from hf_mtl.model.heads.base import TaskHead
-from hf_mtl.model.interaction import GraphAttention
-from hf_mtl.model.layer_mix import LayerMix
 from hf_mtl.model.lora import attach, train_only_adapters
-from hf_mtl.model.pooling import AttentionPooling
-from hf_mtl.model.sharing import TIE_STRENGTH, TaskAdapter, tie
-from hf_mtl.model.task_attention import TaskAttention, attend_eagerly
+from hf_mtl.model.sharing import TIE_STRENGTH, tie
+from hf_mtl.model.task_attention import attend_eagerly
 from hf_mtl.model.weights import check_weights, pickled_error
 from hf_mtl.registry import HEADS
 
@@ -56,6 +53,8 @@ class MultiTaskOutput(ModelOutput):
         task_attention_heads: those of each head, per task with several, `(rows, num_heads, seq_len)`.
         layer_weights: weights of the encoder's layers, that of the embeddings first, per task with a mix of them,
             `(num_layers + 1,)`.
+        token_graphs: how much each token hears of each, per task with a token graph, where attentions are asked for;
+            `(rows, graph_layers, seq_len, seq_len)`, those that hear first.
         task_interactions: how much each task hears of each, `(batch_size, num_tasks, num_tasks)` in the order of the
             specs, those that hear first; only with `interaction`, with which weights are those of all tasks and rows.
         hidden_states: states after the embeddings and after each layer, where asked for.
@@ -69,6 +68,7 @@ class MultiTaskOutput(ModelOutput):
     task_attentions: dict[str, Tensor] | None = None
     task_attention_heads: dict[str, Tensor] | None = None
     layer_weights: dict[str, Tensor] | None = None
+    token_graphs: dict[str, Tensor] | None = None
     task_interactions: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -123,7 +123,8 @@ class MultiTaskModel(PreTrainedModel):
             spec.name: spec.pooling or self.adapter.default_pooling for spec in self.specs if heads[spec.name].pooled
         }
         parts = task_parts(config, self.poolings)
-        self.attention_poolings, self.layer_mixes, self.task_adapters = (parts[name] for name in TASK_PARTS)
+        self.attention_poolings, self.layer_mixes = parts["attention_poolings"], parts["layer_mixes"]
+        self.task_adapters, self.token_graphs = parts["task_adapters"], parts["token_graphs"]
         self.interaction = task_interaction(config)
         attend_eagerly(self.encoder, self.specs)
         self.post_init()
@@ -286,23 +287,7 @@ class MultiTaskModel(PreTrainedModel):
         self.encoder.set_input_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, AttentionPooling):
-            init.zeros_(module.query)  # begins as the mean over the tokens
-            if isinstance(module, TaskAttention) and module.gate is not None:
-                init.zeros_(module.gate)
-        elif isinstance(module, LayerMix):
-            init.zeros_(module.scores)
-            init.ones_(module.scale)
-        elif isinstance(module, GraphAttention):
-            init.normal_(module.embeddings, std=0.02)
-            init.zeros_(module.scale)
-            for parameter in module.attention.parameters():
-                (init.xavier_uniform_ if parameter.ndim > 1 else init.zeros_)(parameter)
-        elif isinstance(module, TaskAdapter):
-            init.copy_(module.down, module.first_weights())
-            for zeros in (module.down_bias, module.up, module.up_bias):
-                init.zeros_(zeros)
-        else:
+        if not initialize(module):
             super()._init_weights(module)
 
     def forward(
@@ -319,6 +304,7 @@ class MultiTaskModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         hidden_states: Tensor | None = None,
+        governors: Tensor | None = None,
     ) -> MultiTaskOutput:
         """Run the encoder once and every head on its states.
 
@@ -336,10 +322,12 @@ class MultiTaskModel(PreTrainedModel):
             items: per task in `labels`, what the mean over its labelled items divides by, as its head's `num_items`
                 counts them; counted where not given.
             tasks: names of the tasks whose heads run; all where not given, and while training those with labels.
-            output_attentions: whether to return the encoder's attentions (eager attention only).
+            output_attentions: whether to return the encoder's attentions (eager attention only), and `token_graphs`.
             output_hidden_states: whether to return the encoder's hidden states.
             hidden_states: last hidden states to use instead of running the encoder,
                 `(batch_size, seq_len, hidden_size)`.
+            governors: position of the token that governs each token, its own where none does, `(batch_size, seq_len)`,
+                for tasks with a token graph; the token before it where not given. See `hf_mtl.data.token_governors`.
 
         Returns:
             A `MultiTaskOutput`.
@@ -370,7 +358,7 @@ class MultiTaskModel(PreTrainedModel):
         only_labelled = self.training and bool(labels)
         specs = [s for s in select_tasks(self.specs, tasks) if s.name in labels or not only_labelled]
         rows = {spec.name: self._labelled_rows(spec.name, labels, rows) for spec in specs if spec.name in labels}
-        reading = TaskFeatures(self, outputs, attention_mask)
+        reading = TaskFeatures(self, outputs, attention_mask, governors, graph_weights=bool(output_attentions))
 
         logits: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
@@ -393,6 +381,7 @@ class MultiTaskModel(PreTrainedModel):
             task_attentions=reading.attentions or None,
             task_attention_heads=reading.attention_heads or None,
             layer_weights=reading.layer_weights or None,
+            token_graphs=reading.token_graphs or None,
             task_interactions=reading.interactions,
             hidden_states=outputs.hidden_states if output_hidden_states or not reads_layers(self) else None,
             attentions=outputs.attentions if output_attentions or not reads_attentions(self) else None,

@@ -248,7 +248,7 @@ def _planned(
     if model.interaction is not None:  # all of them take part in each answer
         tasks = [spec.name for spec in model.specs]
     kinds = {model.poolings.get(task) for task in tasks}
-    alike = len(kinds) == 1 and kinds <= set(POOLINGS) and not model.task_adapters
+    alike = len(kinds) == 1 and kinds <= set(POOLINGS) and not model.task_adapters and not model.token_graphs
     pooling = next(iter(kinds)) if alike else None
     probe, _ = encode(model, collator(rows.__getitems__([0])))
     if probe.dtype not in STORED_AS:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_mtl.data.collator import MODEL_COLUMNS
 from hf_mtl.data.preparation import EncodedSplit
 from hf_mtl.data.recipe import TaskSource
 from hf_mtl.evaluation.intervals import paired_differences, percentiles
@@ -260,7 +261,7 @@ def _sample(splits: Sequence[EncodedSplit], count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for place, split in enumerate(splits):
         own = drawn[(drawn >= starts[place]) & (drawn < starts[place + 1])] - starts[place]
-        columns: Any = split.features.select_columns(["input_ids", "token_type_ids"])
+        columns: Any = split.features.select_columns([c for c in split.features.column_names if c in MODEL_COLUMNS])
         rows += columns.__getitems__(own.tolist()) if len(own) else []
     return rows
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from hf_mtl.data.collator import LABEL_PREFIX
+from hf_mtl.data.collator import LABEL_PREFIX, MODEL_COLUMNS
 from hf_mtl.data.preparation import EncodedSplit
 from hf_mtl.errors import SpecError, one_of
 from hf_mtl.training.samplers.base import CLASS_STREAM, ROW_STREAM, TASK_STREAM
@@ -261,5 +261,5 @@ def _classes(split: EncodedSplit, task: str) -> np.ndarray:
 
 
 def _model_columns(features: Dataset) -> Dataset:
-    wanted = ("input_ids", "token_type_ids")
-    return features.select_columns([c for c in features.column_names if c in wanted or c.startswith(LABEL_PREFIX)])
+    names = features.column_names
+    return features.select_columns([c for c in names if c in MODEL_COLUMNS or c.startswith(LABEL_PREFIX)])

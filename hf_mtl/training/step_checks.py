@@ -121,6 +121,13 @@ def check_architecture(config: MultiTaskConfig, *, fsdp: bool, deepspeed: bool) 
                     f"{key} is {value!r}, which does not work with the parameters that {wrapper} shards",
                     mend=f"train without {wrapper}, or leave {key} out",
                 )
+        graph = next((spec.name for spec in config.task_specs if spec.token_graph), None)
+        if used and graph is not None:
+            raise SpecError(
+                f"token_graph is true, which does not work with the parameters that {wrapper} shards",
+                where=f"task {graph!r}",
+                mend=f"train without {wrapper}, or leave token_graph out",
+            )
 
 
 def check_accelerator(args: MultiTaskTrainingArguments, *, fsdp: bool, deepspeed: bool, fp16: bool) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from hf_mtl import errors
-from hf_mtl.data.collator import LABEL_PREFIX
+from hf_mtl.data.collator import LABEL_PREFIX, MODEL_COLUMNS
 from hf_mtl.data.preparation import EncodedSplit, TrainingSplit
 from hf_mtl.data.streamed import StreamedSplit
 from hf_mtl.data.streaming import StreamedRow
@@ -182,9 +182,8 @@ class TrainingRows(torch.utils.data.Dataset[Any]):
             if get_worker_info() is None:
                 raise
             raise _WorkerError(_WorkerError.written(error)) from None
-        wanted = ("input_ids", "token_type_ids")
         return [
-            {key: value for key, value in row.items() if key in wanted or key.startswith(LABEL_PREFIX)}
+            {key: value for key, value in row.items() if key in MODEL_COLUMNS or key.startswith(LABEL_PREFIX)}
             for row in encoded
         ]
 

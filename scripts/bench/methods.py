@@ -98,6 +98,7 @@ METHODS: dict[str, Method] = {
     "attention-4-heads": Method(tasks={POOLED: {"pooling": "attention", "attention_heads": 4}}),
     "attention-gate": Method(tasks={POOLED: {"pooling": "attention", "attention_gate": True}}),
     "layer-mix": Method(tasks={(*POOLED, *TAGGING): {"layer_mix": True}}),
+    "token-graph": Method(tasks={(*POOLED, *TAGGING): {"token_graph": True}}),
     "crf": Method(tasks={TAGGING: {"type": "crf_token_classification"}}),
     "lstm": Method(recipe={"encoder": {"type": "lstm", "lowercase": True}}, training={"learning_rate": 1e-3}),
     # What is done to the rows.

@@ -12,10 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from calling import Called, call, call_process
+from tiny import write_encoder
+from transformers import AutoTokenizer
 
+from hf_mtl.configuration import TaskSpec
 from hf_mtl.inference import bulk
 from hf_mtl.inference.loading import load_model
+from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.model.precision import best_precision
 
 Rows = list[dict[str, Any]]
@@ -281,3 +286,25 @@ def test_a_run_that_was_cut_off_is_gone_on_with(trained: Path, tmp_path: Path, m
     assert found == wanted
     assert "going on after the 2 rows of an earlier run" in done.err
     assert "5 rows, 2 of them by an earlier run, in" in done.err
+
+
+def test_the_column_of_heads_can_be_named(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    task = TaskSpec(name="stars", type="regression", token_graph=True)
+    model, tokenizer = MultiTaskModel.from_encoder(str(encoder), [task]), AutoTokenizer.from_pretrained(encoder)
+    for parameter in model.token_graphs.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    row = {"tokens": ["fly", "zebra", "to", "oslo"], "head": [0, 4, 4, 1]}
+    write_jsonl(tmp_path / "rows.jsonl", [row, {**row, "head": None}, {**row, "head": [0, 9, 1, 1]}])
+    found: dict[str, Rows] = {}
+    for column in ("head", "heads"):
+        options = ("--heads-column", column, "--precision", "fp32")
+        found[column] = predict_file(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "out.jsonl", *options)[0]
+        (tmp_path / "out.jsonl").unlink()
+    tree, chain = (found["head"][place]["predictions"]["stars"]["value"] for place in (0, 1))
+    assert abs(tree - chain) > 1e-3
+    assert "the head of word 2, 'zebra', is 9" in found["head"][2]["error"]
+    values = [row["predictions"]["stars"]["value"] for row in found["heads"]]
+    assert values == pytest.approx([chain] * 3, abs=1e-5)

@@ -40,6 +40,8 @@ SHARING: dict[str, dict[str, Any]] = {
     "qwen2": {"interaction": "gat", "interaction_graph": {"stars": ["topic"], "slots": ["mood", "stars"]}},
 }
 """How the tasks of some of the models share and hear each other."""
+GRAPHS = {"bert": [TaskSpec(name="syntax", type="regression", token_graph=True, token_graph_heads=2)]}
+"""Tasks that only some of the models have."""
 ANSWERING = ("bert", "qwen2", "t5")
 ASKED: list[Any] = [
     "fly to new york",
@@ -48,6 +50,7 @@ ASKED: list[Any] = [
     "music " * 60,
     {"text": "a lovely story", "text_pair": "a dull one"},
     {"tokens": ["play", "for", "me", "oslo"]},
+    {"tokens": ["play", "zebra", "for", "oslo"], "heads": [0, 4, 4, 1]},
     {"tokens": []},
 ]
 REQUESTS: list[Any] = [
@@ -145,8 +148,8 @@ def write_model(folder: Path, model_type: str, tokenizer: Any, *more: TaskSpec) 
     torch.manual_seed(0)
     config = FAMILIES[model_type].config(model_type)
     config.vocab_size = len(tokenizer)
-    options = SHARING.get(model_type, {})
-    model = MultiTaskModel(MultiTaskConfig(encoder_config=config, tasks=[*tasks(), *more], **options)).eval()
+    options, graphs = SHARING.get(model_type, {}), GRAPHS.get(model_type, [])
+    model = MultiTaskModel(MultiTaskConfig(encoder_config=config, tasks=[*tasks(), *more, *graphs], **options)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("encoder."):

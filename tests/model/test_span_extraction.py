@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
-from hf_mtl.data.encoding import word_spans
+from hf_mtl.data.words import word_spans
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.model.heads.base import Words
 from hf_mtl.model.heads.span_extraction import SpanExtractionHead as Head

@@ -127,6 +127,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "checkpointing": {"batch_size": 8, "activation_checkpointing": True},
     "frozen": {"batch_size": 8, "freeze_encoder": True, "cache_hidden_states": True},
     "soft": {"batch_size": 4, "gradient_accumulation_steps": 3, "architecture": {"sharing": "soft"}},
+    "graph": {"batch_size": 4, "gradient_accumulation_steps": 3, "token_graphs": ("slots", "sentiment")},
 }
 
 

@@ -98,6 +98,9 @@ def _find_problem(model: MultiTaskModel) -> str:
     gated = next((spec.name for spec in model.specs if spec.attention_gate), None)
     if gated is not None:
         return f"task {gated!r} reads the encoder's attention (attention_gate), which none of its rules covers"
+    graph = next((spec.name for spec in model.specs if spec.token_graph), None)
+    if graph is not None:
+        return f"task {graph!r} passes messages between tokens (token_graph), which none of its rules covers"
     ids = torch.arange(4, device=model.device)[None]
     with (
         evaluation_mode(model),

@@ -77,6 +77,7 @@ def write_onnx(model: MultiTaskModel, specs: Sequence[TaskSpec], path: Path, *, 
         ModelError: the architecture cannot be traced.
         SpecError: a task has the name of an input.
     """
+    refuse_token_graphs(specs)
     if not model.adapter.fits_graphs:
         kind = model.config.get_text_config().model_type
         raise ModelError(f"the architecture {kind!r} cannot be written as a graph of any length", mend=ITSELF)
@@ -108,6 +109,18 @@ def write_onnx(model: MultiTaskModel, specs: Sequence[TaskSpec], path: Path, *, 
             cast(Any, program).save(path)
     except OnnxExporterError as error:
         raise _untraceable(model, error) from error
+
+
+def refuse_token_graphs(specs: Sequence[TaskSpec]) -> None:
+    """Check that no task reads a graph of tokens, which no other software is given.
+
+    Raises:
+        ModelError: one does.
+    """
+    for spec in specs:
+        if spec.token_graph:
+            problem = "it passes messages along the dependency graph of a text (token_graph)"
+            raise ModelError(problem, where=f"task {spec.name!r}", mend=ITSELF)
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:

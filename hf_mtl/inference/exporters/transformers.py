@@ -173,6 +173,9 @@ def _write_head(stock: PreTrainedModel, model: MultiTaskModel, spec: TaskSpec, i
         )
     if model.interaction is not None:
         raise ModelError(f"the tasks hear each other (interaction {model.config.interaction!r})", mend=ITSELF)
+    if spec.name in model.token_graphs:
+        problem = "the task passes messages along the dependency graph of a text (token_graph)"
+        raise ModelError(problem, mend=ITSELF)
     if spec.name in model.layer_mixes or spec.name in model.task_adapters:
         raise ModelError(f"the task reads the states of more or other layers than {name} does", mend=ITSELF)
     if head.pooled and "global_attention_mask" in known:
