@@ -98,8 +98,11 @@ def recipe_schema() -> dict[str, Any]:
                 "items": {
                     "type": "object",
                     "additionalProperties": False,
-                    "required": ["name", "type", "dataset", "label"],
+                    "required": ["name", "type", "dataset"],
                     "properties": _described(task_keys, TaskSpec),
+                    "if": {"properties": {"type": {"enum": _without_labels()}}},
+                    "then": {"properties": {"label": False}},
+                    "else": {"required": ["label"]},
                 },
             },
             "card": {
@@ -121,6 +124,10 @@ def recipe_schema() -> dict[str, Any]:
             **{key: refinement[key] for key in REFINEMENT},
         },
     }
+
+
+def _without_labels() -> list[str]:
+    return [name for name in HEADS.names() if HEADS.get(name).masks_tokens]
 
 
 def _schema_type(annotation: str) -> dict[str, Any]:

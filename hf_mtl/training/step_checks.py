@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from hf_mtl.data.masking import masked_tasks
 from hf_mtl.errors import SpecError
 from hf_mtl.registry import PERTURBATIONS
 from hf_mtl.training.balancing import find_method
@@ -121,6 +122,12 @@ def check_architecture(config: MultiTaskConfig, *, fsdp: bool, deepspeed: bool) 
                     f"{key} is {value!r}, which does not work with the parameters that {wrapper} shards",
                     mend=f"train without {wrapper}, or leave {key} out",
                 )
+        masked = masked_tasks(config.task_specs) if used else []
+        if masked:
+            raise SpecError(
+                f"task {masked[0].name!r} reads the encoder's embeddings, which {wrapper} shards",
+                mend=f"train without {wrapper}, or leave the task out",
+            )
 
 
 def check_accelerator(args: MultiTaskTrainingArguments, *, fsdp: bool, deepspeed: bool, fp16: bool) -> None:
