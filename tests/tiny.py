@@ -127,7 +127,7 @@ def build(data: RecipeData, *, seed: int = 0, **options: Any) -> MultiTaskModel:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the encoder (`encoder`; `plain` without dropout; `masked`, with a mask token) and the datasets' files."""
+    """Folder of the encoder (`encoder`; `plain`, without dropout; `masked`, with a mask token) and the data files."""
     folder = tmp_path_factory.mktemp("tiny")
     write_encoder(folder / "encoder")
     write_encoder(folder / "plain", dropout=0.0)

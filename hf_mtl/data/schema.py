@@ -100,9 +100,7 @@ def recipe_schema() -> dict[str, Any]:
                     "additionalProperties": False,
                     "required": ["name", "type", "dataset"],
                     "properties": _described(task_keys, TaskSpec),
-                    "if": {"properties": {"type": {"enum": _without_labels()}}},
-                    "then": {"properties": {"label": False}},
-                    "else": {"required": ["label"]},
+                    "anyOf": [{"required": ["label"]}, {"properties": {"type": {"enum": _without_labels()}}}],
                 },
             },
             "card": {
