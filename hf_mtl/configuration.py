@@ -64,6 +64,7 @@ class TaskSpec:
         thresholds: for multi-label tasks the least probability of each label that is answered; `None` takes 1/2.
         tune_thresholds: whether a training run ends with a search for the best thresholds, on the validation rows.
         label_smoothing: share of probability moved from the true label to all labels, in [0, 1).
+        mask_probability: share of a row's tokens that masked language modeling masks, in (0, 1); `None` takes 0.15.
         dropout: dropout before the head in [0, 1); `None` takes the encoder's hidden dropout.
         scheme: `"IOB2"` or `"IOBES"` makes span metrics strict; `None` reads spans leniently, as conlleval does.
         max_length: tokens that the task reads of a row, special tokens included, at least 8; `None` takes the
@@ -98,6 +99,7 @@ class TaskSpec:
     thresholds: tuple[float, ...] | None = None
     tune_thresholds: bool = False
     label_smoothing: float = 0.0
+    mask_probability: float | None = None
     dropout: float | None = None
     scheme: Literal["IOB2", "IOBES"] | None = None
     max_length: int | None = None

@@ -34,6 +34,11 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[random.Random, int], Any]]] = {
         {"labels": ("p", "q", "r")},
         lambda draw, tokens: [draw.choice((None, 0.0, 1.0)) for _ in range(3)],
     ),
+    # The places of the masked tokens, which stay as they are: `MultiTaskCollator` replaces none without `masking`.
+    "masked_language_modeling": (
+        {},
+        lambda draw, tokens: sorted(draw.sample(range(tokens), draw.randint(1, min(tokens, 3)))),
+    ),
     "regression": ({}, lambda draw, tokens: draw.gauss(0.0, 2.0)),
 }
 

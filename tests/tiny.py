@@ -27,16 +27,24 @@ WORDS = (*GOOD, *BAD, *FILLER, *NAMES, "rome", "oslo", "new", "york", "play", "f
 TASKS = ("sentiment", "intent", "slots", "grammar", "similarity", "moods")
 
 
-def write_encoder(folder: Path, *, dropout: float = 0.1) -> Path:
-    """Write a two-layer BERT with random weights, and a WordPiece tokenizer that cuts unknown words into letters."""
+def write_encoder(folder: Path, *, dropout: float = 0.1, mask: bool = False) -> Path:
+    """Write a two-layer BERT with random weights, and a WordPiece tokenizer that cuts unknown words into letters.
+
+    Args:
+        folder: where.
+        dropout: its dropout.
+        mask: whether there is a mask token, after all others.
+    """
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    tokens += ["[MASK]"] if mask else []
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special |= {"mask_token": "[MASK]"} if mask else {}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -119,10 +127,11 @@ def build(data: RecipeData, *, seed: int = 0, **options: Any) -> MultiTaskModel:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the encoder (`encoder`, and `plain` without dropout) and the datasets' files."""
+    """Folder of the encoder (`encoder`; `plain`, without dropout; `masked`, with a mask token) and the data files."""
     folder = tmp_path_factory.mktemp("tiny")
     write_encoder(folder / "encoder")
     write_encoder(folder / "plain", dropout=0.0)
+    write_encoder(folder / "masked", dropout=0.0, mask=True)
     return folder
 
 

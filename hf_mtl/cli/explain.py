@@ -46,7 +46,7 @@ def explain(
 ) -> None:
     """Say why a model answers a text as it does: words coloured by contribution, and sentences, each measured."""
     from hf_mtl.cli._terminal import err, quiet_libraries
-    from hf_mtl.configuration import select_tasks
+    from hf_mtl.data.masking import NOT_EXPLAINED, select_unmasked
     from hf_mtl.errors import SpecError, one_of
     from hf_mtl.explain.explainer import Explainer
     from hf_mtl.explain.languages.base import language_of
@@ -63,7 +63,7 @@ def explain(
             raise SpecError(f"--output is {str(output)!r}", mend=f"give it one of the endings {one_of(FORMATS)}")
         check_target(output)
     loaded, tokenizer = load_model(model, device=device, dtype=dtype)
-    tasks = [spec.name for spec in select_tasks(loaded.specs, task)]
+    tasks = [spec.name for spec in select_unmasked(loaded.specs, task, NOT_EXPLAINED)]
     if wanted and len(tasks) > 1:
         raise SpecError(f"what to explain is given for {len(tasks)} tasks", mend=f"name one: --task {tasks[0]}")
     explainer = Explainer(loaded, tokenizer)

@@ -69,14 +69,14 @@ def _differences(done: Any) -> str:
 
 
 def _split(recipe: Any, model: Any, tokenizer: Any, tasks: list[str] | None, split: str) -> Any:
-    from hf_mtl.configuration import select_tasks
     from hf_mtl.data.preparation import load_recipe
     from hf_mtl.errors import DataError
+    from hf_mtl.inference.export import exported_tasks
     from hf_mtl.training.run import split_seed
 
     # Training rows are those that were trained on: without the rows that were set aside for validation.
     splits = ["train", "validation"] if split == "train" else [split]
-    specs = select_tasks(model.specs, tasks)
+    specs = exported_tasks(model, tasks)
     data = load_recipe(recipe, tokenizer=tokenizer, tasks=specs, splits=splits, seed=split_seed(recipe))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", mend=f"name files in {split}")

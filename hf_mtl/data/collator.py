@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_mtl.configuration import TaskSpec
+from hf_mtl.data.masking import Masking, mask_batch, masked_tasks
 from hf_mtl.data.token_governors import GOVERNORS
 from hf_mtl.registry import HEADS
 
@@ -28,11 +29,13 @@ class MultiTaskCollator:
         specs: the tasks, with their labels.
         pad_token_id: token id of padding, which stands on the right.
         pad_to_multiple_of: makes the padded length a multiple of this number.
+        masking: masks the rows of tasks whose labels are their own tokens.
     """
 
     specs: tuple[TaskSpec, ...]
     pad_token_id: int = 0
     pad_to_multiple_of: int = 1
+    masking: Masking | None = None
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch.
@@ -44,10 +47,13 @@ class MultiTaskCollator:
         Returns:
             `input_ids` and `attention_mask` `(batch_size, seq_len)`, `token_type_ids` and `governors` where a row has
             them, and for tasks with a label in the batch `labels[task]` over all rows, `rows[task]`, the indices of the
-            rows that are labelled, and `items[task]`, the number that the mean over its labelled items divides by. In a
-            row that has no governors each token is governed by the one before it, and padding by itself.
+            rows that are labelled, and `items[task]`, the number that the mean over its labelled items divides by. For
+            tasks whose labels are tokens of their own rows also `positions[task]`, the places of the masks, see
+            `mask_batch`. In a row that has no governors each token is governed by the one before it, and padding by
+            itself.
         """
-        ids = [feature["input_ids"] for feature in features]
+        masked = {LABEL_PREFIX + spec.name: spec for spec in masked_tasks(self.specs)}
+        ids, positions, tokens = mask_batch(masked, features, self.masking)
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         multiple = self.pad_to_multiple_of
         seq_len = -(-int(lengths.max()) // multiple) * multiple
@@ -65,15 +71,19 @@ class MultiTaskCollator:
             before = [0, *range(seq_len - 1)]
             filled = [before[: len(row)] if own is None else own for own, row in zip(governors, ids, strict=True)]
             batch[GOVERNORS] = _padded(filled, mask, np.arange(seq_len))
-        return batch | self._labels(features, seq_len)
+        if positions:
+            batch["positions"] = positions
+        return batch | self._labels(features, seq_len, tokens)
 
-    def _labels(self, features: Sequence[Mapping[str, Any]], seq_len: int) -> dict[str, Any]:
+    def _labels(
+        self, features: Sequence[Mapping[str, Any]], seq_len: int, tokens: Mapping[str, list[Any]]
+    ) -> dict[str, Any]:
         labels: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
         items: dict[str, float] = {}
         for spec in self.specs:
             column = LABEL_PREFIX + spec.name
-            values = [feature.get(column) for feature in features]
+            values = tokens[spec.name] if spec.name in tokens else [feature.get(column) for feature in features]
             if all(value is None for value in values):
                 continue
             head = HEADS.get(spec.type)

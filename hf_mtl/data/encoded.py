@@ -19,6 +19,7 @@ from hf_mtl.data.arrow_cache import cache_folder
 from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.data.encoding import Encoded, Inputs, encode, words_of
 from hf_mtl.data.loading import RawSplit
+from hf_mtl.data.masking import Masking, probability_of
 from hf_mtl.data.recipe import DatasetSource, TaskSource
 from hf_mtl.data.token_governors import GOVERNORS
 from hf_mtl.data.windows import Layout, Reading, reading_of, split_label
@@ -50,6 +51,7 @@ class EncodedSplit:
             stride also `row`, the number of the row that an encoded row is of, and in a row's first window
             `joined_tokens`, the `first_tokens` of all its windows end to end; a word has its label in its own window.
             Where a task has a token graph also `governors`, see `hf_mtl.data.token_governors`.
+            Where a task masks tokens its label is the places of those that are masked in an evaluation.
         tasks: the tasks whose labels stand in this dataset, with their specs complete.
         source: the columns of the dataset.
     """
@@ -93,7 +95,14 @@ class EncodedSplit:
         return int(cut[self.labelled_encoded(task)].sum())
 
     def gold(self, task: TaskSource) -> list[Any]:
-        """Return the label of each row as the file has it, classes by name, `None` where there is none."""
+        """Return the label of each row as the file has it, classes by name, `None` where there is none.
+
+        Of a task that masks tokens these are the ids of the tokens that are masked in an evaluation.
+        """
+        if HEADS.get(task.spec.type).masks_tokens:
+            rows: Any = (self.features[name] for name in ("input_ids", LABEL_PREFIX + task.spec.name))
+            pairs = zip(*(column[:] for column in rows), strict=True)
+            return [None if places is None else [ids[place] for place in places] for ids, places in pairs]
         column: Any = self.raw.dataset[task.label]
         return column[:]
 
@@ -199,6 +208,7 @@ def row_encoder(
     """
     heads = [(task, HEADS.get(task.spec.type)) for task in tasks]
     split_words = splits_words(tasks)
+    masking = Masking.of(tokenizer) if any(head.masks_tokens for _, head in heads) else None
 
     def encode_rows(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows: list[Inputs] = []
@@ -215,6 +225,10 @@ def row_encoder(
             result[ROW] = [indices[row] for row in layout.rows.tolist()]
             result[JOINED] = _in_first(layout, {row: own.first_tokens for row, own in encoded.windows.items()})
         for task, head in heads:
+            if masking is not None and head.masks_tokens:
+                places = (masking(ids, probability_of(task.spec))[1].tolist() for ids in result["input_ids"])
+                result[LABEL_PREFIX + task.spec.name] = [own or None for own in places]
+                continue
             labels: list[Any] = []
             for place, value in enumerate(batch[task.label]):
                 try:

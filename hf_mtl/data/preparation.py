@@ -344,6 +344,8 @@ def class_column(raw: RawSplit, tasks: Sequence[TaskSource]) -> str | None:
         tasks: the tasks whose labels stand in them.
     """
     for task in tasks:
+        if HEADS.get(task.spec.type).masks_tokens:
+            continue  # its column is that of the texts
         kind = getattr(raw.dataset.features[task.label], "dtype", None)
         if isinstance(kind, str) and ("string" in kind or kind.startswith(("int", "uint", "bool"))):
             return task.label

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from hf_mtl.configuration import ARCHITECTURE, TaskSpec, check_architecture
+from hf_mtl.data.masking import check_apart
 from hf_mtl.data.own_encoder import OwnEncoder
 from hf_mtl.data.refinement_keys import DATASET_REFINEMENT, REFINEMENT, check_refinement, moved_files
 from hf_mtl.data.yaml import read_yaml, write_yaml
 from hf_mtl.errors import HfMtlError, RecipeError, one_of
+from hf_mtl.registry import HEADS
 
 SPLITS = ("train", "validation", "test")
 KEYS = ("encoder", "datasets", "tasks", "training", "max_length", "search", "card", *ARCHITECTURE, *REFINEMENT)
@@ -122,11 +124,19 @@ class DatasetSource:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSource:
-    """A task of a recipe: its spec (labels may still be unknown), its dataset, and the column of its labels."""
+    """A task of a recipe: its spec (labels may still be unknown), its dataset, and the column of its labels.
+
+    The labels of a task that masks tokens are these tokens: its column is that of the texts.
+    """
 
     spec: TaskSpec
     dataset: str
     label: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as a recipe has it."""
+        label = {} if HEADS.get(self.spec.type).masks_tokens else {"label": self.label}
+        return {**self.spec.to_dict(), "dataset": self.dataset, **label}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +243,7 @@ class Recipe:
         recipe: dict[str, Any] = {
             "encoder": encoder,
             "datasets": datasets,
-            "tasks": [{**task.spec.to_dict(), "dataset": task.dataset, "label": task.label} for task in self.tasks],
+            "tasks": [task.to_dict() for task in self.tasks],
         }
         recipe |= self.architecture | self.refinement
         if self.max_length is not None:
@@ -296,6 +306,7 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
     for task in tasks:
         check_windows(task, datasets[task.dataset])
     _refuse_twins(tasks)
+    check_apart(tasks)
     architecture = {key: values[key] for key in ARCHITECTURE if values.get(key) is not None}
     check_architecture(architecture, [task.spec for task in tasks])
     refinement = {key: values[key] for key in REFINEMENT if values.get(key) is not None}
@@ -404,19 +415,25 @@ def _task(values: Any, number: int, datasets: Mapping[str, DatasetSource]) -> Ta
     place = f"task {name!r}" if isinstance(name, str) else f"task {number}"
     try:
         values = _mapping(values, "the task", known=known)
+        masks = values.get("type") in HEADS.names() and HEADS.get(values["type"]).masks_tokens
         for key in ("name", "type", "dataset", "label"):
-            if values.get(key) is None:
+            if values.get(key) is None and not (masks and key == "label"):
                 raise RecipeError(f"the key {key!r} is missing", mend="every task has name, type, dataset and label")
         if not isinstance(values["dataset"], str) or values["dataset"] not in datasets:
             raise RecipeError(
                 f"there is no dataset {_shown(values['dataset'])}", mend=near(values["dataset"], list(datasets))
             )
-        if not isinstance(values["label"], str) or not values["label"]:
-            raise RecipeError(f"label is {_shown(values['label'])}", mend="name the column of the labels")
+        if masks and values.get("label") is not None:
+            problem = f"label is {_shown(values['label'])}, but the labels of {values['type']} are tokens of its texts"
+            raise RecipeError(problem, mend="leave label out")
+        own = datasets[values["dataset"]]
+        label: Any = (own.text or own.tokens) if masks else values["label"]
+        if not isinstance(label, str) or not label:
+            raise RecipeError(f"label is {_shown(label)}", mend="name the column of the labels")
     except HfMtlError as error:
         raise error.at(place) from None
     spec = TaskSpec.from_dict({key: value for key, value in values.items() if key not in ("dataset", "label")})
-    return TaskSource(spec=spec, dataset=values["dataset"], label=values["label"])
+    return TaskSource(spec=spec, dataset=values["dataset"], label=label)
 
 
 def _refuse_twins(tasks: Sequence[TaskSource]) -> None:

@@ -179,7 +179,8 @@ def _augmented(
                for key, value in operation.options.items()}  # fmt: skip
     made = kind(operation.probability, **options)
     _refuse_offsets(tasks, f"{operation.name} would change the text")
-    tagging = [task for task in tasks if not HEADS.get(task.spec.type).pooled]
+    heads = [(task, HEADS.get(task.spec.type)) for task in tasks]
+    tagging = [task for task, head in heads if not (head.pooled or head.masks_tokens)]
     spans = frozenset(task.spec.name for task in tagging if are_span_tags(task.spec.labels or ()))
     if source.tokens is not None and not kind.takes_tokens:
         raise RecipeError(f"{operation.name} rewrites texts, the rows are tokens", mend=f"leave {operation.name} out")

@@ -98,8 +98,9 @@ def recipe_schema() -> dict[str, Any]:
                 "items": {
                     "type": "object",
                     "additionalProperties": False,
-                    "required": ["name", "type", "dataset", "label"],
+                    "required": ["name", "type", "dataset"],
                     "properties": _described(task_keys, TaskSpec),
+                    "anyOf": [{"required": ["label"]}, {"properties": {"type": {"enum": _without_labels()}}}],
                 },
             },
             "card": {
@@ -121,6 +122,10 @@ def recipe_schema() -> dict[str, Any]:
             **{key: refinement[key] for key in REFINEMENT},
         },
     }
+
+
+def _without_labels() -> list[str]:
+    return [name for name in HEADS.names() if HEADS.get(name).masks_tokens]
 
 
 def _schema_type(annotation: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hf_mtl.evaluation.counting import (
     span_reader,
     word_disagreements,
 )
+from hf_mtl.evaluation.masked_metric import MaskedTokensMetric
 from hf_mtl.evaluation.ordinal_metric import OrdinalMetric
 from hf_mtl.evaluation.task_metric import TaskMetric
 
@@ -231,6 +232,7 @@ METRICS: dict[str, type[TaskMetric]] = {
         TagsMetric,
         OrdinalMetric,
         AnswersMetric,
+        MaskedTokensMetric,
     )
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_mtl.configuration import select_tasks
 from hf_mtl.data.collator import MultiTaskCollator
 from hf_mtl.data.encoding import Inputs, encode
+from hf_mtl.data.masking import Masking, masked_tasks
 from hf_mtl.data.windows import Layout, merge_windows, reading_of
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
 from hf_mtl.registry import HEADS
@@ -32,10 +33,23 @@ class PredictedBatch:
     logits: dict[str, np.ndarray]
 
 
-def collator_for(model: MultiTaskModel, tokenizer: Any, tasks: Sequence[str] | None = None) -> MultiTaskCollator:
-    """Return the collator of a model's tasks, padding with the tokenizer's padding token."""
-    pad = tokenizer.pad_token_id if tokenizer is not None else None
-    return MultiTaskCollator(select_tasks(model.specs, tasks), pad_token_id=pad if isinstance(pad, int) else 0)
+def collator_for(
+    model: MultiTaskModel, tokenizer: Any, tasks: Sequence[str] | None = None, *, seed: int = 0
+) -> MultiTaskCollator:
+    """Return the collator of a model's tasks, padding with the tokenizer's padding token.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer; without it no row is masked.
+        tasks: the tasks; all where not given.
+        seed: seed of the masks that training draws.
+
+    Raises:
+        ModelError: a task masks tokens, and the tokenizer has no mask token.
+    """
+    pad, specs = tokenizer.pad_token_id if tokenizer is not None else None, select_tasks(model.specs, tasks)
+    masking = Masking.of(tokenizer, seed=seed) if tokenizer is not None and masked_tasks(specs) else None
+    return MultiTaskCollator(specs, pad_token_id=pad if isinstance(pad, int) else 0, masking=masking)
 
 
 def length_batches(lengths: np.ndarray, *, batch_size: int, max_tokens: int) -> list[np.ndarray]:
@@ -113,7 +127,11 @@ def predict_batch(
 ) -> PredictedBatch:
     """Run a model over one batch, in the mode it is in and without gradients; arguments as in `predict_batches`."""
     batch = collator(_rows(features, rows))
-    inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+    inputs: dict[str, Any] = {
+        name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)
+    }
+    if "positions" in batch:
+        inputs["positions"] = {task: places.to(model.device) for task, places in batch["positions"].items()}
     with torch.inference_mode():
         output = model(**inputs, tasks=tasks)
     logits = {task: values.float().cpu().numpy() for task, values in (output.logits or {}).items()}
@@ -140,10 +158,11 @@ class RowLogits:
     Args:
         model: the model that makes the logits.
         layout: which encoded rows are the windows of which row.
+        tokenizer: its tokenizer, for answers that are tokens; where not given they have no more than their ids.
     """
 
-    def __init__(self, model: MultiTaskModel, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, model: MultiTaskModel, layout: Layout, tokenizer: Any = None) -> None:
+        self.layout, self.tokenizer = layout, tokenizer
         self._heads = [(spec, HEADS.get(spec.type)) for spec in model.specs]
         self._waiting: dict[int, dict[int, dict[str, np.ndarray]]] = {}  # row -> number of the window -> logits
 
@@ -152,13 +171,17 @@ class RowLogits:
 
         Yields:
             Each row that is now complete, and its logits by task: `(num_labels,)`, or `(tokens, num_labels)` for
-            token-level tasks, padding cut off; tokens are those of all windows where the task reads them.
+            token-level tasks, padding cut off; tokens are those of all windows where the task reads them, and masks
+            alone where it answers for those.
         """
         lengths = predicted.batch["attention_mask"].sum(dim=1).tolist()
+        masks = {
+            task: (places >= 0).sum(dim=1).tolist() for task, places in predicted.batch.get("positions", {}).items()
+        }
         for place, encoded in enumerate(predicted.rows.tolist()):
             row = int(self.layout.rows[encoded])
             own = {
-                spec.name: values[place] if head.pooled else values[place, : lengths[place]]
+                spec.name: values[place] if head.pooled else values[place, : masks.get(spec.name, lengths)[place]]
                 for spec, head in self._heads
                 if (values := predicted.logits.get(spec.name)) is not None
             }
@@ -188,6 +211,7 @@ class RowLogits:
             if complete and spec.name in complete[0][1]:
                 words = [self.layout.words_for(spec, row) for row, _ in complete]
                 found = head.decode_rows(spec, [logits[spec.name] for _, logits in complete], words)
+                found = found if self.tokenizer is None else head.spelled(found, self.tokenizer)
                 for own, value in zip(answers, found, strict=True):
                     own[spec.name] = value
         return [(row, own) for (row, _), own in zip(complete, answers, strict=True)]
@@ -220,7 +244,7 @@ def answer(
     lengths = np.array([len(feature["input_ids"]) for feature in features], dtype=np.int64)
     batches = row_batches(layout, lengths, batch_size=batch_size, max_tokens=max_tokens)
     answers: list[Answers] = [{} for _ in rows]
-    merged = RowLogits(model, layout)
+    merged = RowLogits(model, layout, tokenizer)
     for predicted in predict_batches(model, collator_for(model, tokenizer, tasks), features, batches, tasks=tasks):
         for row, found in merged.answers(list(merged.take(predicted))):
             answers[row] = found
@@ -229,7 +253,9 @@ def answer(
 
 def needs_words(model: MultiTaskModel, tasks: Sequence[str] | None = None) -> bool:
     """Tell whether one of the tasks answers word by word or joins words by edges: texts must be split into words."""
-    return any(not HEADS.get(spec.type).pooled or spec.token_graph for spec in select_tasks(model.specs, tasks))
+    specs = select_tasks(model.specs, tasks)
+    heads = [HEADS.get(spec.type) for spec in specs]
+    return any(not (head.pooled or head.masks_tokens) for head in heads) or any(spec.token_graph for spec in specs)
 
 
 def heads_column(model: MultiTaskModel, name: str = "heads") -> str | None:

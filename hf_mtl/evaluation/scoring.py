@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hf_mtl.configuration import TaskSpec, select_tasks
+from hf_mtl.data.masking import masked_tasks, probability_of
 from hf_mtl.data.preparation import EncodedSplit
 from hf_mtl.data.recipe import TaskSource
 from hf_mtl.data.windows import Layout
@@ -20,6 +21,9 @@ from hf_mtl.evaluation.prediction import Answers, RowLogits, collator_for, predi
 from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import HEADS
+
+MOST_LOGITS = 2**25
+"""Logits of masked tokens that a batch may have, 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,24 @@ class Scores:
         return {name: task.metrics for name, task in self.tasks.items()}
 
     def average(self, metrics: Mapping[str, Mapping[str, float]] | None = None) -> float:
-        """Return the mean of the tasks' primary metrics; a NaN counts as 0."""
-        primaries = {name: task.metric.primary for name, task in self.tasks.items()}
-        return average(self.metrics if metrics is None else metrics, primaries)
+        """Return the mean of the tasks' primary metrics; a NaN counts as 0.
+
+        Auxiliary tasks, such as masked language modeling, are no part of it unless there are no others.
+        """
+        primaries = {name: self.tasks[name].metric.primary for name in self.counted}
+        found = self.metrics if metrics is None else metrics
+        return average({name: found[name] for name in primaries}, primaries)
+
+    @property
+    def counted(self) -> list[str]:
+        """The tasks that the average is taken over."""
+        return counted_tasks([task.spec for task in self.tasks.values()])
+
+
+def counted_tasks(specs: Sequence[TaskSpec]) -> list[str]:
+    """Return the names of the tasks that count: all but the auxiliary ones, which count where there are no others."""
+    main = [spec.name for spec in specs if not HEADS.get(spec.type).auxiliary]
+    return main or [spec.name for spec in specs]
 
 
 Gather = Callable[[list[Any]], list[Any]]
@@ -117,7 +136,13 @@ def score(
     sums: dict[str, np.ndarray] = {}
     layouts = {name: split.layout() for name, split in splits.items()}
     plans = {
-        name: row_batches(layouts[name], split.lengths, batch_size=batch_size, max_tokens=max_tokens, process=process)
+        name: row_batches(
+            layouts[name],
+            split.lengths,
+            batch_size=batch_size,
+            max_tokens=_fitting(model, split, max_tokens),
+            process=process,
+        )
         for name, split in splits.items()
     }
     total, done = sum(map(len, plans.values())), 0
@@ -125,13 +150,13 @@ def score(
         names = [task.spec.name for task in split.tasks]
         layout, merged = layouts[name], RowLogits(model, layouts[name])
         gold = {task.spec.name: split.gold(task) for task in split.tasks} if layout.windows.max(initial=1) > 1 else {}
-        answers: list[tuple[int, Answers]] = []
+        answers: list[tuple[int, dict[str, tuple[Any, float]]]] = []
         losses = {task: np.zeros(2) for task in names}
         collator = collator_for(model, tokenizer, names)
         for predicted in predict_batches(model, collator, split.features, plans[name], tasks=names):
             in_windows = layout.windows[layout.rows[predicted.rows[0]]] > 1  # then so are all rows of the batch
             complete = list(merged.take(predicted))
-            answers.extend(merged.answers(complete))
+            answers.extend((row, _scored(split, found)) for row, found in merged.answers(complete))
             for row, logits in complete if in_windows else ():
                 for task in names:
                     losses[task] += _row_loss(model.head(task), logits[task], gold[task][row], layout, row)
@@ -173,7 +198,26 @@ def _row_loss(head: TaskHead, logits: np.ndarray, gold: Any, layout: Layout, row
     return _loss(head, logits[None], labels, torch.zeros(1, dtype=torch.int64))
 
 
-def _judge(split: EncodedSplit, task: TaskSource, answers: Mapping[int, Answers]) -> list[Judged]:
+def _fitting(model: MultiTaskModel, split: EncodedSplit, max_tokens: int) -> int:
+    """Return how many tokens a batch may have, so that the logits of masked tokens stay within `MOST_LOGITS`."""
+    for spec in masked_tasks([task.spec for task in split.tasks]):
+        per_token = probability_of(spec) * int(model.config.get_text_config().vocab_size)
+        max_tokens = min(max_tokens, max(1, int(MOST_LOGITS / per_token)))
+    return max_tokens
+
+
+def _scored(split: EncodedSplit, answers: Answers) -> dict[str, tuple[Any, float]]:
+    """Return what is scored of a row's answers: the prediction of each task, and how sure it is."""
+    heads = {task.spec.name: (task.spec, HEADS.get(task.spec.type)) for task in split.tasks}
+    return {
+        name: (head.prediction(spec, answers[name]), head.confidence(spec, answers[name]))
+        for name, (spec, head) in heads.items()
+    }
+
+
+def _judge(
+    split: EncodedSplit, task: TaskSource, answers: Mapping[int, Mapping[str, tuple[Any, float]]]
+) -> list[Judged]:
     spec, head = task.spec, HEADS.get(task.spec.type)
     gold = split.gold(task)
     labelled: list[int] = split.labelled(spec.name).tolist()
@@ -182,9 +226,9 @@ def _judge(split: EncodedSplit, task: TaskSource, answers: Mapping[int, Answers]
         Judged(
             row=row,
             text=texts[row],
-            prediction=head.prediction(spec, answers[row][spec.name]),
+            prediction=answers[row][spec.name][0],
             reference=head.reference(spec, gold[row]),
-            confidence=head.confidence(spec, answers[row][spec.name]),
+            confidence=answers[row][spec.name][1],
         )
         for row in labelled
     ]

@@ -63,7 +63,7 @@ def attention_weights(
             attention is not made of queries and keys alone.
         SpecError: a target names a label or words that there are not.
     """
-    tasks = [spec.name for spec in subject.model.specs]
+    tasks = [spec.name for spec in subject.model.specs if not subject.head(spec.name).masks_tokens]
     with eager_attention(subject.model), _projections(subject.model.encoder) as projected:
         forward = subject.forward(text, tasks, gradients=bool(wanted), output_attentions=True)
         layers = _layers(subject, forward)

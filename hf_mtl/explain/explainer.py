@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hf_mtl.configuration import select_tasks
+from hf_mtl.data.masking import NOT_EXPLAINED, select_unmasked
 from hf_mtl.errors import ModelError, SpecError
 from hf_mtl.explain.explanation import Explanation, Origin
 from hf_mtl.explain.methods.base import Attribution, AttributionMethod
@@ -58,7 +58,7 @@ class Explainer:
 
         Args:
             text: a text, a mapping with `text` (and perhaps `text_pair`) or `tokens`, or a list of them.
-            tasks: the tasks to explain; all where not given.
+            tasks: the tasks to explain; all where not given, but those that mask tokens.
             method: name of an attribution method; `"auto"`, the one that suits the task; `"accurate"`, the most
                 faithful and slowest, permutation Shapley values.
             target: what to explain instead of the answer: a label, `"runner-up"` or a pair of labels (why the first
@@ -76,7 +76,7 @@ class Explainer:
             ModelError: the method does not cover the model's architecture.
         """
         names = [tasks] if isinstance(tasks, str) else tasks
-        chosen = [spec.name for spec in select_tasks(self.subject.model.specs, names)]
+        chosen = [spec.name for spec in select_unmasked(self.subject.model.specs, names, NOT_EXPLAINED)]
         wanted = _wanted(target, chosen)
         methods = self._methods(chosen, method, options)
         if isinstance(text, list | tuple):
@@ -111,7 +111,9 @@ class Explainer:
         from hf_mtl.explain.attention import attention_view
 
         names = [tasks] if isinstance(tasks, str) else tasks
-        chosen = [spec.name for spec in select_tasks(self.subject.model.specs, names)] if names else []
+        chosen = (
+            [spec.name for spec in select_unmasked(self.subject.model.specs, names, NOT_EXPLAINED)] if names else []
+        )
         return attention_view(self.subject, text, kind, _wanted(target, chosen), **options)
 
     def _methods(

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_mtl.configuration import TaskSpec, select_tasks
+from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.encoded import JOINED, ROW, EncodedSplit
+from hf_mtl.data.masking import NOT_EXPLAINED, select_unmasked
 from hf_mtl.data.recipe import TaskSource
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.evaluation.prediction import collator_for
@@ -104,7 +105,7 @@ def draw_rows(
     Args:
         model: the model.
         splits: the splits by dataset.
-        tasks: the tasks; all that have labels where not given.
+        tasks: the tasks; all that have labels where not given, but those that mask tokens.
         limit: rows a task may have.
         seed: seed of the draw; each task has a draw of its own.
 
@@ -118,8 +119,9 @@ def draw_rows(
     if limit < 1:
         raise SpecError(f"rows is {limit}", mend="use 1 or more")
     found: dict[str, LabelledRows] = {}
+    chosen = select_unmasked(model.specs, tasks, NOT_EXPLAINED)
     for number, spec in enumerate(model.specs):
-        if spec not in select_tasks(model.specs, tasks):
+        if spec not in chosen:
             continue
         for split in splits.values():
             for task in split.tasks:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.configuration import select_tasks
+from hf_mtl.data.masking import NOT_EXPLAINED, select_unmasked
 from hf_mtl.errors import DataError, HfMtlError, MissingExtraError, ModelError, SpecError, one_of
 from hf_mtl.explain.explainer import Explainer
 from hf_mtl.explain.explanation import Explanation
@@ -65,7 +65,7 @@ def quality(
         DataError: a row cannot be read or has no words, or a rationale does not fit its row.
         ModelError: a method that is named does not cover the model.
     """
-    select_tasks(explainer.subject.model.specs, [task])
+    select_unmasked(explainer.subject.model.specs, [task], NOT_EXPLAINED)
     for name, value in (("top", top), ("random_orders", random_orders)):
         if value < 1:
             raise SpecError(f"{name} is {value}", mend="give at least 1")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_mtl.data.masking import NOT_EXPLAINED, select_unmasked
 from hf_mtl.errors import DataError, ModelError
 from hf_mtl.explain.attention_weights import attention_weights
 from hf_mtl.explain.contradictions import Contradiction, contradictions, sentences
@@ -239,7 +240,7 @@ def _attention(
 
 
 def _names(subject: Subject) -> list[str]:
-    return [spec.name for spec in subject.model.specs]
+    return [spec.name for spec in select_unmasked(subject.model.specs, None, NOT_EXPLAINED)]
 
 
 def _per_unit(text: ExplainedText, weights: np.ndarray) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -11,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.configuration import select_tasks
+from hf_mtl.configuration import TaskSpec, select_tasks
 from hf_mtl.data.encoded import EncodedSplit
 from hf_mtl.data.encoding import Inputs
+from hf_mtl.data.masking import select_unmasked
 from hf_mtl.errors import HfMtlError, OutputError, SpecError, one_of
 from hf_mtl.inference.exporters.base import Exported, Quantization
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import EXPORTERS
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(
@@ -38,7 +42,7 @@ def export_model(
         folder: where to write; a folder that is not there yet, or empty.
         format: `"transformers"`: one task as a stock model of transformers with its tokenizer, which needs nothing of
             this package. `"onnx"` and `"openvino"`: all tasks as one graph, which `load_model` reads back.
-        tasks: the tasks to export; all where not given.
+        tasks: the tasks to export; all that can be where not given, see `exported_tasks`.
         quantize: `"int8"`: graphs whose products have 8 bits, faster and a little less exact.
         calibration: some hundred rows of training data, over which OpenVINO's int8 measures the range of numbers; it is
             slower without. ONNX needs none.
@@ -55,11 +59,28 @@ def export_model(
     check_quantize(format, quantize)
     exporter = EXPORTERS.get(format)
     quantization = Quantization(quantize, calibration) if quantize is not None else None
-    specs = select_tasks(model.specs, tasks)
+    specs = exported_tasks(model, tasks)
     place = Path(folder)
     check_empty(place)
     with _filling(place) as temporary:
         return exporter.export(model, tokenizer, specs, temporary, quantization=quantization)
+
+
+def exported_tasks(model: MultiTaskModel, tasks: Sequence[str] | None = None) -> tuple[TaskSpec, ...]:
+    """Return the tasks to export: those that mask tokens stay behind, as their logits belong to masks, not to rows.
+
+    Args:
+        model: the model.
+        tasks: the tasks that are wanted; all others where not given.
+
+    Raises:
+        SpecError: there is no such task; or one that is named, or every one, masks tokens.
+    """
+    specs = select_unmasked(model.specs, tasks, "cannot be exported")
+    for spec in select_tasks(model.specs, tasks):
+        if spec not in specs:
+            logger.warning("task %r is left out: %s cannot be exported", spec.name, spec.type)
+    return specs
 
 
 def check_quantize(format: str, quantize: str | None) -> None:

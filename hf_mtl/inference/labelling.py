@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.configuration import TaskSpec, select_tasks
+from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.cleaning import CleaningStep, clean_row, cleaning_steps
 from hf_mtl.data.encoded import splits_words
 from hf_mtl.data.encoding import Inputs, encode
+from hf_mtl.data.masking import select_unmasked
 from hf_mtl.data.preparation import known_tasks, read_splits
 from hf_mtl.data.recipe import DatasetSource, Recipe, TaskSource
 from hf_mtl.data.streaming import require_columns
@@ -356,7 +357,7 @@ def _tasks_of(
     model: MultiTaskModel, recipe: Recipe, dataset: str | None, names: Sequence[str] | None
 ) -> list[TaskSource]:
     """Return the tasks to fill, all of one dataset."""
-    tasks = known_tasks(recipe, select_tasks(model.specs, names))
+    tasks = known_tasks(recipe, select_unmasked(model.specs, names, "has no labels to fill"))
     datasets = list(dict.fromkeys(task.dataset for task in tasks))
     if dataset is None and len(datasets) > 1:
         raise SpecError(f"the tasks have {len(datasets)} datasets", mend=f"name one of {one_of(datasets)}")

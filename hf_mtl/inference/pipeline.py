@@ -34,6 +34,8 @@ class MultiTaskPipeline(Pipeline):
       the text, and `"tags"`, one per token, where tokens were given; `crf_token_classification` as well
     - `span_extraction`: `{"answer", "score", "start", "end"}`, the part of `text` that answers `text_pair`; an empty
       answer at 0 where there is none
+    - `masked_language_modeling`: `{"masks": [[{"score", "token", "token_str"}, ...], ...]}`, for each mask token of the
+      text, such as `[MASK]`, the five most probable tokens, as the `fill-mask` pipeline has them
 
     Args:
         model: the model.

@@ -15,6 +15,7 @@ import torch
 
 from hf_mtl.configuration import select_tasks
 from hf_mtl.data.encoding import Inputs, encode, read_inputs
+from hf_mtl.data.masking import masked_tasks
 from hf_mtl.data.windows import reading_of
 from hf_mtl.errors import DataError, SpecError, one_of
 from hf_mtl.evaluation.prediction import (
@@ -104,6 +105,12 @@ class Predictor:
                 raise SpecError(f"{name} is {value}", mend="use 1 or more")
         self.precision = settle_precision(model, precision)
         self.tasks = [spec.name for spec in select_tasks(model.specs, tasks)]
+        masked = masked_tasks(select_tasks(model.specs, tasks)) if compile else []
+        if masked:
+            raise SpecError(
+                f"compile is True, and task {masked[0].name!r} answers for masks alone, of which texts have any number",
+                mend="leave compile out, or name other tasks",
+            )
         self.columns = columns or Columns()
         kind = model.device.type
         self.max_tokens = max_tokens or MAX_TOKENS.get(kind, OTHER_MAX_TOKENS)
@@ -159,7 +166,7 @@ class Predictor:
             else:
                 chunk.places.append(place)
         encoded = encode(self.tokenizer, inputs, self._reading)
-        features, merged = list(encoded.features()), RowLogits(self.model, encoded.layout(inputs))
+        features, merged = list(encoded.features()), RowLogits(self.model, encoded.layout(inputs), self.tokenizer)
         lengths = np.array([len(feature["input_ids"]) for feature in features], dtype=np.int64)
         self.tokens += int(lengths.sum())
         lock = threading.Lock()  # windows of one row may be answered in different threads

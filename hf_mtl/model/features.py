@@ -278,6 +278,19 @@ def take(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None or len(rows) == len(values) else values[rows]
 
 
+def at_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """Return the states of some tokens of each row.
+
+    Args:
+        states: `(rows, seq_len, hidden_size)`.
+        positions: `(rows, places)`, -1 where a row has fewer places, which then gives its first state.
+
+    Returns:
+        `(rows, places, hidden_size)`.
+    """
+    return states.gather(1, positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
 def reads_layers(model: MultiTaskModel) -> bool:
     """Tell whether a task reads more layers than the last."""
     return len(model.layer_mixes) > 0

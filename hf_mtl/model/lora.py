@@ -90,6 +90,13 @@ def add_lora(model: MultiTaskModel, options: Mapping[str, Any], *, seed: int = 0
             # Not `torch.manual_seed`, which would seed the GPUs as well: adapters are made on the CPU.
             torch.default_generator.manual_seed(seed)
             attach(model.encoder, options)
+        borrowing = [spec for spec in model.specs if model.head(spec.name).masks_tokens]
+        if borrowing and hasattr(model.get_input_embeddings(), "get_base_layer"):
+            raise SpecError(
+                f"peft adapts the token embeddings, which {borrowing[0].type} multiplies with",
+                where=f"task {borrowing[0].name!r}",
+                mend="leave them out of target_modules, or leave the task out",
+            )
         model.config.peft = dict(options)
 
 

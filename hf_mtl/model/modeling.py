@@ -22,6 +22,7 @@ from hf_mtl.model.encoders.base import EncoderAdapter, adapter_for, check_task_l
 from hf_mtl.model.features import (
     TASK_PARTS,
     TaskFeatures,
+    at_positions,
     check_reading,
     initialize,
     reads_attentions,
@@ -34,7 +35,7 @@ from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.lora import attach, train_only_adapters
 from hf_mtl.model.sharing import TIE_STRENGTH, tie
 from hf_mtl.model.task_attention import attend_eagerly
-from hf_mtl.model.weights import check_weights, pickled_error
+from hf_mtl.model.weights import align_weights, check_weights, pickled_error
 from hf_mtl.registry import HEADS
 
 
@@ -116,8 +117,8 @@ class MultiTaskModel(PreTrainedModel):
         self.encoder = encoder if encoder is not None else self.adapter.build(encoder_config)
         self.specs = config.task_specs
         check_task_lengths(self.specs, encoder_config)
-        hidden_size, dropout = int(encoder_config.hidden_size), _hidden_dropout(encoder_config)
-        heads = {spec.name: HEADS.get(spec.type)(spec, hidden_size, dropout=dropout) for spec in self.specs}
+        dropout = _hidden_dropout(encoder_config)
+        heads = {spec.name: HEADS.get(spec.type).build(spec, encoder_config, dropout=dropout) for spec in self.specs}
         self.heads = nn.ModuleDict(heads)
         self.poolings = {
             spec.name: spec.pooling or self.adapter.default_pooling for spec in self.specs if heads[spec.name].pooled
@@ -286,6 +287,13 @@ class MultiTaskModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for head in self.heads.values():
+            if cast(TaskHead, head).masks_tokens:
+                cast(Any, head).resize(len(embeddings.weight))
+        return embeddings
+
     def _init_weights(self, module: nn.Module) -> None:
         if not initialize(module):
             super()._init_weights(module)
@@ -305,6 +313,7 @@ class MultiTaskModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         hidden_states: Tensor | None = None,
         governors: Tensor | None = None,
+        positions: Mapping[str, Tensor] | None = None,
     ) -> MultiTaskOutput:
         """Run the encoder once and every head on its states.
 
@@ -328,6 +337,8 @@ class MultiTaskModel(PreTrainedModel):
                 `(batch_size, seq_len, hidden_size)`.
             governors: position of the token that governs each token, its own where none does, `(batch_size, seq_len)`,
                 for tasks with a token graph; the token before it where not given. See `hf_mtl.data.token_governors`.
+            positions: per task whose labels are masked tokens, their places `(batch_size, masks)`, filled up with -1;
+                its logits are those of these tokens, and of all tokens where not given.
 
         Returns:
             A `MultiTaskOutput`.
@@ -354,7 +365,7 @@ class MultiTaskModel(PreTrainedModel):
         if attention_mask is None:
             attention_mask = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.long)
 
-        labels, items = labels or {}, items or {}
+        labels, items, positions = labels or {}, items or {}, positions or {}
         only_labelled = self.training and bool(labels)
         specs = [s for s in select_tasks(self.specs, tasks) if s.name in labels or not only_labelled]
         rows = {spec.name: self._labelled_rows(spec.name, labels, rows) for spec in specs if spec.name in labels}
@@ -364,7 +375,12 @@ class MultiTaskModel(PreTrainedModel):
         losses: dict[str, Tensor] = {}
         for spec in specs:
             head, chosen = self.head(spec.name), rows.get(spec.name)
-            logits[spec.name] = head(reading.features(spec.name, chosen if only_labelled else None))
+            read = chosen if only_labelled else None
+            features = reading.features(spec.name, read)
+            if spec.name in positions:
+                features = at_positions(features, take(positions[spec.name], read))
+            tied = (self.get_input_embeddings().weight,) if head.masks_tokens else ()
+            logits[spec.name] = head(features, *tied)
             if chosen is not None:
                 labelled = logits[spec.name] if only_labelled else take(logits[spec.name], chosen)
                 losses[spec.name] = head.loss(labelled, take(labels[spec.name], chosen), items.get(spec.name))
@@ -372,10 +388,10 @@ class MultiTaskModel(PreTrainedModel):
         batch_size = hidden_states.shape[0]
         shares = {name: len(chosen) / batch_size for name, chosen in rows.items()}
         loss = self.total_loss(losses, shares) if losses else None
-        tied = self.tie() if only_labelled else None
+        tie = self.tie() if only_labelled else None
         return MultiTaskOutput(
-            loss=loss if loss is None or tied is None else loss + tied,
-            tie=tied,
+            loss=loss if loss is None or tie is None else loss + tie,
+            tie=tie,
             losses=losses or None,
             logits=logits,
             task_attentions=reading.attentions or None,
@@ -407,17 +423,6 @@ class MultiTaskModel(PreTrainedModel):
         if rows is not None and task in rows:
             return rows[task]
         return self.head(task).labelled_rows(labels[task]).nonzero().squeeze(-1)
-
-
-def align_weights(model: nn.Module) -> None:
-    """Move weights on the CPU that do not begin at a multiple of 64 bytes to where torch would have allocated them.
-
-    Weights mapped from a safetensors file begin anywhere, and matrix products of a few columns then take another kernel
-    that rounds differently.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
 
 
 def _hidden_dropout(config: PreTrainedConfig) -> float:

@@ -98,3 +98,14 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
+
+
+def align_weights(model: nn.Module) -> None:
+    """Move weights on the CPU that do not begin at a multiple of 64 bytes to where torch would have allocated them.
+
+    Weights mapped from a safetensors file begin anywhere, and matrix products of a few columns then take another kernel
+    that rounds differently.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,19 @@ from hf_mtl.training.sources import RowSource, TaskRows
 
 POOL_BATCHES = 64
 """Batches whose rows are sorted by length together: more of them pad less, fewer shuffle better."""
+
+
+class EpochRows(list[Any]):
+    """The rows of a batch, with the epoch that draws them: so it reaches processes that fetch rows, too.
+
+    Args:
+        rows: the rows.
+        epoch: the epoch, from 0.
+    """
+
+    def __init__(self, rows: Iterable[Any], epoch: int) -> None:
+        super().__init__(rows)
+        self.epoch = epoch
 
 
 class EpochBatchSampler(TorchSampler[list[Any]], ABC):
@@ -64,7 +77,7 @@ class EpochBatchSampler(TorchSampler[list[Any]], ABC):
         self.drawn = np.zeros((len(self), len(self.sources)), dtype=np.uint32)
         for number, (rows, drawn) in enumerate(self.global_batches()):
             self.drawn[number] = drawn
-            yield rows[rank::world].tolist()
+            yield EpochRows(rows[rank::world].tolist(), self.epoch)
 
     @abstractmethod
     def counts(self, epoch: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_mtl.data.collator import MultiTaskCollator
+from hf_mtl.data.masking import masked_tasks
 from hf_mtl.errors import OutputError, SpecError
 from hf_mtl.evaluation.prediction import evaluation_mode, length_batches
 from hf_mtl.model.modeling import MultiTaskModel
@@ -236,6 +237,9 @@ def _obstacle(model: MultiTaskModel, rows: TrainingRows, accelerator: Accelerato
     deep = next((spec.name for spec in model.specs if spec.layer_mix or spec.attention_gate), None)
     if deep is not None:
         return f"task {deep!r} reads more of the encoder than its last states"
+    masked = masked_tasks([task.spec for split in rows.encoded.values() for task in split.tasks])
+    if masked:
+        return f"task {masked[0].name!r} masks its rows anew in each epoch"
     spread = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     return "the model is spread over processes" if spread else None
 

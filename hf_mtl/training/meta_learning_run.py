@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from hf_mtl.data.encoded import EncodedSplit
+from hf_mtl.data.masking import masked_tasks
 from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import Recipe
 from hf_mtl.errors import DataError, OutputError, SpecError
@@ -74,6 +75,9 @@ def meta_train(
     _check_folder(folder, resume=resume, overwrite=overwrite)
     if resume and (folder / RESULTS_NAME).is_file():
         return TrainingRun(folder, json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8")), was_finished=True)
+    for task in masked_tasks([task.spec for task in recipe.tasks]):
+        where = f"task {task.name!r}"
+        raise SpecError(f"{task.type} has no labels to draw shots of", where=where, mend="leave the task out")
     data = data if data is not None else load_recipe(recipe, seed=split_seed(recipe))
     train = _in_memory(data)
     make_folder(folder)

@@ -18,7 +18,7 @@ from hf_mtl.data.recipe import TaskSource
 from hf_mtl.evaluation.intervals import paired_differences, percentiles
 from hf_mtl.evaluation.metrics import TaskMetric, average, load_metric
 from hf_mtl.evaluation.prediction import collator_for, length_batches, predict_batches
-from hf_mtl.evaluation.scoring import score
+from hf_mtl.evaluation.scoring import counted_tasks, score
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import HEADS
 from hf_mtl.training.arguments import LOWER_IS_BETTER
@@ -145,15 +145,16 @@ def compared_scores(
             "alone_by_seed": by_seed[0],
             "together_by_seed": by_seed[1],
         }
+    counted = counted_tasks([task.spec for task in scoring.tasks])
     means = {
-        side: average({name: {"score": own[side]} for name, own in tasks.items()}, dict.fromkeys(tasks, "score"))
+        side: average({name: {"score": tasks[name][side]} for name in counted}, dict.fromkeys(counted, "score"))
         for side in ("alone", "together")
     }
     mean = {
         **means,
         "difference": means["together"] - means["alone"],
-        "interval": list(percentiles(np.mean(draws, axis=0))),
-        "relative_gain": math.fsum(own["relative_gain"] for own in tasks.values()) / len(tasks),
+        "interval": list(percentiles(np.mean([draws[list(tasks).index(name)] for name in counted], axis=0))),
+        "relative_gain": math.fsum(tasks[name]["relative_gain"] for name in counted) / len(counted),
     }
     return {"tasks": tasks, "average": mean}
 

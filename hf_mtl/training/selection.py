@@ -15,6 +15,7 @@ from hf_mtl.data.preparation import EncodedSplit
 from hf_mtl.data.recipe import near
 from hf_mtl.errors import SpecError
 from hf_mtl.evaluation.metrics import TaskMetric, load_metric
+from hf_mtl.evaluation.scoring import counted_tasks
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import HEADS
 from hf_mtl.training.arguments import RELATIVE_GAIN, MultiTaskTrainingArguments
@@ -58,7 +59,7 @@ def check_selection(args: MultiTaskTrainingArguments, splits: Mapping[str, Encod
         for task in args.single_task_scores:
             if task not in metrics:
                 raise SpecError(f"single_task_scores has {task!r}", mend=near(task, list(metrics)))
-        for task in metrics:
+        for task in counted_tasks([task.spec for split in splits.values() for task in split.tasks]):
             if task not in args.single_task_scores:
                 raise SpecError(f"single_task_scores lacks {task!r}", mend="give the score of every task")
     name = args.metric_for_best_model

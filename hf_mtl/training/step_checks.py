@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from hf_mtl.data.masking import masked_tasks
 from hf_mtl.errors import SpecError
 from hf_mtl.registry import PERTURBATIONS
 from hf_mtl.training.balancing import find_method
@@ -127,6 +128,12 @@ def check_architecture(config: MultiTaskConfig, *, fsdp: bool, deepspeed: bool) 
                 f"token_graph is true, which does not work with the parameters that {wrapper} shards",
                 where=f"task {graph!r}",
                 mend=f"train without {wrapper}, or leave token_graph out",
+            )
+        masked = masked_tasks(config.task_specs) if used else []
+        if masked:
+            raise SpecError(
+                f"task {masked[0].name!r} reads the encoder's embeddings, which {wrapper} shards",
+                mend=f"train without {wrapper}, or leave the task out",
             )
 
 

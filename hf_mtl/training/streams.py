@@ -15,10 +15,12 @@ from torch.utils.data import get_worker_info
 
 from hf_mtl import errors
 from hf_mtl.data.collator import LABEL_PREFIX, MODEL_COLUMNS
+from hf_mtl.data.masking import EPOCH, masked_tasks
 from hf_mtl.data.preparation import EncodedSplit, TrainingSplit
 from hf_mtl.data.streamed import StreamedSplit
 from hf_mtl.data.streaming import StreamedRow
 from hf_mtl.errors import HfMtlError, SpecError
+from hf_mtl.training.batching import EpochRows
 from hf_mtl.training.samplers.base import ROW_STREAM, TASK_STREAM
 from hf_mtl.training.sources import JointRows, RowSource, TaskRows
 
@@ -146,6 +148,8 @@ class LabelledStream(ShuffledStream):
 class TrainingRows(torch.utils.data.Dataset[Any]):
     """The rows of all training sets, fetched a batch at a time: numbers, and rows of streams, which are tokenized here.
 
+    Where rows are masked each of them has the epoch that draws it, as `EpochRows` bring it.
+
     Args:
         splits: the training sets by name.
     """
@@ -155,6 +159,7 @@ class TrainingRows(torch.utils.data.Dataset[Any]):
         self.encoded = {name: split for name, split in splits.items() if isinstance(split, EncodedSplit)}
         self.streams = {name: split for name, split in splits.items() if isinstance(split, StreamedSplit)}
         self.joint = JointRows(self.encoded)
+        self.masked = bool(masked_tasks([task.spec for split in splits.values() for task in split.tasks]))
 
     def __len__(self) -> int:
         return len(self.joint) + sum(map(len, self.streams.values()))
@@ -163,6 +168,12 @@ class TrainingRows(torch.utils.data.Dataset[Any]):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
+        features = self._features(rows)
+        if self.masked and isinstance(rows, EpochRows):
+            return [{**row, EPOCH: rows.epoch} for row in features]
+        return features
+
+    def _features(self, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
         if not self.streams:
             return self.joint.__getitems__(rows)
         result: list[Any] = [None] * len(rows)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import seed_worker, speed_metrics
 
+from hf_mtl.data.masking import check_masking
 from hf_mtl.data.preparation import EncodedSplit, TrainingSplit
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.evaluation.prediction import collator_for
@@ -65,7 +66,7 @@ class MultiTaskTrainer(Trainer):
     Checkpoints, callbacks, schedulers, logging and `accelerate launch` are the Trainer's. What differs: batches are
     drawn by a sampling strategy and hold rows of like length; the loss of an optimizer step is exact over its
     micro-batches and processes; one evaluation answers for all tasks, with `eval_<task>_<metric>`, `eval_<task>_loss`
-    and `eval_average`, the mean of the tasks' primary metrics.
+    and `eval_average`, the mean of the tasks' primary metrics without those of auxiliary tasks.
 
     Args:
         model: the model.
@@ -105,10 +106,12 @@ class MultiTaskTrainer(Trainer):
         for name, mend in WITHOUT_EFFECT.items():
             if trainer_kwargs.get(name) is not None:
                 raise SpecError(f"{name} is given, which would have no effect", mend=mend)
+        check_masking([task.spec for split in self.train_splits.values() for task in split.tasks], processing_class)
+        seed = args.seed if args.data_seed is None else args.data_seed
         super().__init__(
             model=model,
             args=args,
-            data_collator=cast(Any, collator_for(model, processing_class)),
+            data_collator=cast(Any, collator_for(model, processing_class, seed=seed)),
             train_dataset=TrainingRows(self.train_splits) if self.train_splits else None,
             eval_dataset=cast(Any, dict(eval_dataset)) if eval_dataset else None,
             processing_class=processing_class,
@@ -178,7 +181,7 @@ class MultiTaskTrainer(Trainer):
         """Tell the sampler how good each task is; not on resuming, since the run before did not evaluate there."""
         step = self.state.global_step
         if self._sampler is not None and (step == 0 or step > self._initial_global_step):
-            primaries = {task: metrics[task][own.metric.primary] for task, own in scores.tasks.items()}
+            primaries = {task: metrics[task][scores.tasks[task].metric.primary] for task in scores.counted}
             self._sampler.observe({task: 0.0 if math.isnan(value) else value for task, value in primaries.items()})
 
     def sampling_shares(self) -> dict[str, float]:
@@ -354,7 +357,7 @@ class MultiTaskTrainer(Trainer):
             metrics[f"{metric_key_prefix}_{task}_loss"] = scores.tasks[task].loss
         metrics[f"{metric_key_prefix}_average"] = scores.average(by_task)
         if self.args.single_task_scores:
-            primaries = {task: by_task[task][own.metric.primary] for task, own in scores.tasks.items()}
+            primaries = {task: by_task[task][scores.tasks[task].metric.primary] for task in scores.counted}
             single = cast(dict[str, float], self.args.single_task_scores)
             metrics[f"{metric_key_prefix}_{RELATIVE_GAIN}"] = relative_gain(primaries, single)
         if eval_dataset is None and self.is_in_train:

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import Recipe
 from hf_mtl.errors import DataError, SpecError
+from hf_mtl.evaluation.scoring import counted_tasks
 from hf_mtl.training.arguments import RELATIVE_GAIN, MultiTaskTrainingArguments
 from hf_mtl.training.outcomes import metric_of
 from hf_mtl.training.recipe_arguments import training_arguments
@@ -169,6 +170,8 @@ def _objective(results: Mapping[str, Any], data: RecipeData, arguments: MultiTas
         known[f"{task}_loss"] = loss
     if arguments.single_task_scores:
         sources = [task for split in data.validation.values() for task in split.tasks]
+        counted = counted_tasks([task.spec for task in sources])
+        sources = [task for task in sources if task.spec.name in counted]
         primaries = {task.spec.name: scores[task.spec.name][metric_of(task).primary] for task in sources}
         numbers = {task: math.nan if value is None else value for task, value in primaries.items()}
         known[RELATIVE_GAIN] = relative_gain(numbers, cast(dict[str, float], arguments.single_task_scores))

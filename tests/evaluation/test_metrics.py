@@ -75,6 +75,11 @@ def answer_rows(rng: np.random.Generator, rows: int, noise: float = 0.3) -> Rows
     return [bad if rng.random() < noise else own[:1] for bad, own in zip(wrong, references, strict=True)], references
 
 
+def token_rows(rng: np.random.Generator, rows: int, noise: float = 0.3) -> Rows:
+    references = [rng.integers(9, size=size).tolist() for size in rng.integers(1, 6, size=rows)]
+    return [[int(rng.integers(9)) if rng.random() < noise else own for own in row] for row in references], references
+
+
 RANDOM_ROWS: dict[str, Callable[..., Rows]] = {
     "classification": classification_rows,
     "multi_label": multi_label_rows,
@@ -83,6 +88,7 @@ RANDOM_ROWS: dict[str, Callable[..., Rows]] = {
     "answers": answer_rows,
     "spans": span_rows,
     "tags": tag_rows,
+    "masked_tokens": token_rows,
 }
 every_metric = pytest.mark.parametrize("name", METRICS)
 seeds = pytest.mark.parametrize("seed", range(5))
@@ -233,6 +239,23 @@ def test_unknown_names_and_schemes_are_refused() -> None:
         load_metric("classification", scheme="IOB2")
     with pytest.raises(SpecError, match="'spans' has no scheme 'IOB1'; use one of 'IOB2', 'IOBES', None"):
         load_metric("spans", scheme="IOB1")
+
+
+# ---------------------------------------------------------------------- masked tokens
+
+
+def test_accuracy_of_masked_tokens_is_that_of_scikit_learn_over_all_of_them() -> None:
+    predictions, references = random_rows("masked_tokens")
+    wanted = sklearn.metrics.accuracy_score(
+        *([token for row in side for token in row] for side in (references, predictions))
+    )
+    assert compute("masked_tokens", predictions, references) == {"accuracy": pytest.approx(wanted)}
+
+
+@pytest.mark.parametrize(("prediction", "message"), [([1], "1 tokens for 2 masks"), ("ab", "no list of token ids")])
+def test_tokens_that_are_not_those_of_the_masks_are_refused(prediction: Any, message: str) -> None:
+    with pytest.raises(DataError, match=f"row 0: .*{message}; give"):
+        compute("masked_tokens", [prediction], [[1, 2]])
 
 
 # ---------------------------------------------------------------------- answers

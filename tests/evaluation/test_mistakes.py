@@ -23,6 +23,7 @@ RIGHT_AND_WRONG: dict[str, tuple[list[Any], list[Any]]] = {
         [["B-x", "O"], ["B-x", "I-x"], ["I-x", "B-y"], ["O", "O"]],
         [["B-x", "O"], ["B-x", "O"], ["B-x", None], ["B-x", "O"]],
     ),
+    "masked_tokens": ([[7, 3], [1], [2], [5, 6]], [[7, 3], [2], [2], [6, 6]]),
     "tags": (
         [["N", "V"], ["N", "N"], ["V", "N"], ["V"]],
         [["N", "V"], ["N", "V"], [None, "N"], ["N"]],
@@ -76,7 +77,7 @@ def test_the_limit_leaves_the_confusions_whole(name: str) -> None:
     none, all_rows = mistakes(load_metric(name), rows, limit=0), mistakes(load_metric(name), rows)
     assert none["mistakes"] == []
     assert none["confusions"] == all_rows["confusions"]
-    assert bool(all_rows["confusions"]) == (name not in ("regression", "answers"))
+    assert bool(all_rows["confusions"]) == (name not in ("regression", "answers", "masked_tokens"))
 
 
 @every_metric

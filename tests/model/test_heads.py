@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +20,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import log_loss, mean_squared_error
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import BertConfig
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
@@ -31,6 +32,10 @@ from hf_mtl.registry import HEADS
 # Heads that other tests may have registered are theirs to test.
 NAMES = [name for name in HEADS.names() if find_spec(f"{HEADS.package}.{name}")]
 HIDDEN_SIZE = 6
+VOCABULARY = 11
+"""Tokens, for heads whose labels are tokens."""
+MASKS = 4
+CONFIG = BertConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)
 SURE = 30.0
 
 
@@ -96,6 +101,11 @@ def binary_cross_entropy(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray)
 def squared_error(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     known = [(logit[0] - label) ** 2 for logit, label in zip(logits, labels, strict=True) if not math.isnan(label)]
     return sum(known), len(known)
+
+
+def token_loss(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    masks = [index for index in np.ndindex(labels.shape) if labels[index] != -100]
+    return sum(-log_softmax(logits[index])[int(labels[index])] for index in masks), len(masks)
 
 
 def one_hot(spec: TaskSpec, labels: np.ndarray) -> np.ndarray:
@@ -245,6 +255,24 @@ EXAMPLES = {
         keys=({"answer", "score", "start", "end"},) * 2,
         items=lambda row: int((row != -100).any()),
     ),
+    "masked_language_modeling": Example(
+        spec=TaskSpec(name="mlm", type="masked_language_modeling"),
+        variants=({},),
+        refused=(
+            {"labels": ["1", "2"]},
+            {"class_weights": [1.0]},
+            {"label_smoothing": 0.1},
+            {"scheme": "IOB2"},
+            {"stride": 0, "max_length": 16},
+            *({"mask_probability": share} for share in (0.0, 1, -0.1, True, "0.1", math.nan)),
+        ),
+        value=lambda rng, spec, words, gaps: [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, MASKS))],
+        bad_values=("x", 1, {}, [-1], [1.5], [True], ["a"], [[1]]),
+        reference=token_loss,
+        sure_logits=lambda spec, labels: SURE * (labels[..., None] == np.arange(VOCABULARY)),
+        keys=({"masks"},) * 2,
+        weights=frozenset({"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}),
+    ),
     "multi_label_classification": Example(
         spec=TaskSpec(name="emotions", type="multi_label_classification", labels=("joy", "anger", "fear")),
         variants=(
@@ -335,15 +363,29 @@ class Task:
             result.append(None if rng.random() < missing else self.encode(value, words))
         return result
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """How many places of a row have logits of their own."""
+        return () if self.head.pooled else (MASKS,) if self.head.masks_tokens else (SEQ_LEN,)
+
+    def run(self, features: Tensor) -> Tensor:
+        embeddings = torch.randn(VOCABULARY, HIDDEN_SIZE, generator=torch.Generator().manual_seed(3))
+        return self.head(features, *((embeddings,) if self.head.masks_tokens else ()))
+
+    def collated(self, values: Sequence[Any]) -> Tensor:
+        labels = self.head.collate(self.spec, values, SEQ_LEN)
+        # No more masks are wide than the batch needs.
+        return F.pad(labels, (0, MASKS - labels.shape[1]), value=-100) if self.head.masks_tokens else labels
+
     def labels(self, seed: int, rows: int, *, missing: float = 0.3) -> Tensor:
-        return self.head.collate(self.spec, self.encoded(seed, rows, missing=missing), SEQ_LEN)
+        return self.collated(self.encoded(seed, rows, missing=missing))
 
     def unlabelled(self, rows: int) -> Tensor:
-        return self.head.collate(self.spec, [None] * rows, SEQ_LEN)
+        return self.collated([None] * rows)
 
     def logits(self, seed: int, rows: int, scale: float = 3.0) -> Tensor:
-        count = self.head.num_logits(self.spec)
-        shape = (rows, count) if self.head.pooled else (rows, SEQ_LEN, count)
+        count = VOCABULARY if self.head.masks_tokens else self.head.num_logits(self.spec)
+        shape = (rows, *self.places, count)
         generator = torch.Generator().manual_seed(seed)
         return (scale * torch.randn(shape, generator=generator)).requires_grad_()
 
@@ -357,7 +399,7 @@ def make_task(name: str, **changes: Any) -> Task:
         pytest.fail(f"the head {name!r} is new: add an Example of it to EXAMPLES in {__file__}")
     example = EXAMPLES[name]
     torch.manual_seed(0)
-    head = HEADS.get(name)(replace(example.spec, **changes), HIDDEN_SIZE, dropout=0.1)
+    head = HEADS.get(name).build(replace(example.spec, **changes), CONFIG, dropout=0.1)
     return Task(head.eval(), example)
 
 
@@ -464,13 +506,13 @@ def test_micro_batches_add_up_to_one_batch(variant: Task, sizes: tuple[int, ...]
     features = variant.logits(1, 8).new_empty((*variant.logits(1, 8).shape[:-1], HIDDEN_SIZE)).normal_()
     labels = variant.labels(2, 8)
     whole = copy.deepcopy(head)
-    whole.loss(whole(features), labels).backward()
+    whole.loss(replace(variant, head=whole).run(features), labels).backward()
 
     total = head.num_items(head.spec, labels)
     parts = list(zip(features.split(list(sizes)), labels.split(list(sizes)), strict=True))
-    sums = [head.loss_sum(head(part), truth) for part, truth in parts]
+    sums = [head.loss_sum(variant.run(part), truth) for part, truth in parts]
     torch.testing.assert_close(sum(head.num_items(head.spec, truth) for _, truth in parts), total)
-    torch.testing.assert_close(sum(sums), head.loss_sum(head(features), labels))
+    torch.testing.assert_close(sum(sums), head.loss_sum(variant.run(features), labels))
     for part in sums:
         (part / total).backward()
     for mine, other in zip(head.parameters(), whole.parameters(), strict=True):
@@ -544,9 +586,9 @@ def test_labelled_rows_are_those_with_any_label(task: Task) -> None:
 
 
 def test_forward_gives_logits_of_the_promised_shape(task: Task) -> None:
-    shape = (5,) if task.head.pooled else (5, SEQ_LEN)
-    logits = task.head(torch.randn(*shape, HIDDEN_SIZE))
-    assert logits.shape == (*shape, task.head.num_logits(task.spec))
+    shape = (5, *task.places)
+    logits = task.run(torch.randn(*shape, HIDDEN_SIZE))
+    assert task.head.masks_tokens or logits.shape == (*shape, task.head.num_logits(task.spec))
     assert logits.shape == task.logits(0, 5).shape
 
 
@@ -555,9 +597,9 @@ def test_weights_hold_what_the_head_learns_only(variant: Task) -> None:
 
 
 def test_every_parameter_gets_a_gradient(variant: Task) -> None:
-    shape = (8,) if variant.head.pooled else (8, SEQ_LEN)
+    shape = (8, *variant.places)
     features = torch.randn(*shape, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
-    variant.head.loss(variant.head(features), variant.labels(0, 8, missing=0.0)).backward()
+    variant.head.loss(variant.run(features), variant.labels(0, 8, missing=0.0)).backward()
     for parameter in variant.head.parameters():
         assert parameter.grad is not None
         assert parameter.grad.any(dim=-1).all()
@@ -565,7 +607,8 @@ def test_every_parameter_gets_a_gradient(variant: Task) -> None:
 
 def test_dropout_of_the_spec_goes_before_the_encoders(task: Task) -> None:
     head = HEADS.get(task.spec.type)
-    assert head(task.spec, HIDDEN_SIZE, dropout=0.1).dropout == 0.1
+    # BERT drops nothing before it looks for masked tokens.
+    assert head(task.spec, HIDDEN_SIZE, dropout=0.1).dropout == (0.0 if head.masks_tokens else 0.1)
     assert head(replace(task.spec, dropout=0.4), HIDDEN_SIZE, dropout=0.1).dropout == 0.4
     assert head(replace(task.spec, dropout=0.0), HIDDEN_SIZE, dropout=0.1).dropout == 0.0
 

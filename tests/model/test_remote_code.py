@@ -132,6 +132,7 @@ def tasks() -> list[TaskSpec]:
         TaskSpec(name="tags", type="token_classification", labels=("NOUN", "VERB"), max_length=24, stride=7),
         TaskSpec(name="mood", type="multi_label_classification", labels=("glad", "sad", "cross", "calm"), stride=3),
         TaskSpec(name="stars", type="regression", pooling="attention"),
+        TaskSpec(name="gaps", type="masked_language_modeling"),
         TaskSpec(
             name="gist",
             type="regression",
@@ -173,7 +174,7 @@ def run(program: list[str], home: Path, **environment: str) -> None:
 def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What interpreters with and without the package get out of the same folders; one start pays for all tests."""
     root = tmp_path_factory.mktemp("remote")
-    tokenizer = AutoTokenizer.from_pretrained(write_encoder(root / "encoder"))
+    tokenizer = AutoTokenizer.from_pretrained(write_encoder(root / "encoder", mask=True))
     tokenizer.model_max_length = 32
     here: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -31,7 +31,7 @@ def gradients(model: MultiTaskModel) -> dict[str, Tensor | None]:
 
 def formula(model: MultiTaskModel, batch: Mapping[str, Any]) -> Tensor:
     """`sum_t loss_weight_t * (labelled rows_t / rows) * L_t`, with `L_t` the mean over the task's labelled items."""
-    hidden = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    hidden = {key: batch[key] for key in ("input_ids", "attention_mask", "positions") if key in batch}
     logits = model.eval()(**hidden).logits  # without dropout evaluation and training are the same
     total = torch.zeros(())
     for spec in model.specs:

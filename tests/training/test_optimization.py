@@ -61,8 +61,11 @@ def pooled_data(tiny_folder: Path, tiny_recipe: dict[str, Any]) -> RecipeData:
     tasks.append({"name": "grade", "type": "ordinal_regression", **grades})
     tasks.append({"name": "chain", "type": "crf_token_classification", "dataset": "orders", "label": "slots"})
     tasks.append({"name": "answer", "type": "span_extraction", "dataset": "questions", "label": "answers"})
+    tasks.append({"name": "mlm", "type": "masked_language_modeling", "dataset": "texts"})
     datasets = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder)}
-    return load(tiny_folder, {**tiny_recipe, "tasks": tasks, "datasets": datasets})
+    datasets["texts"] = tiny_recipe["datasets"]["films"]
+    encoder = str(tiny_folder / "masked")
+    return load(tiny_folder, {**tiny_recipe, "encoder": encoder, "tasks": tasks, "datasets": datasets})
 
 
 # ---------------------------------------------------------------------- learning rates

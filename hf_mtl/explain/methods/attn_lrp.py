@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hf_mtl.data.masking import NOT_EXPLAINED, select_unmasked
 from hf_mtl.errors import ModelError
 from hf_mtl.evaluation.prediction import evaluation_mode
 from hf_mtl.explain.methods._gradients import Blank, embedding_gradient, unit_scores
@@ -109,7 +110,8 @@ def _find_problem(model: MultiTaskModel) -> str:
         relevance_rules(model, linear=True) as rules,
         embeddings_of(model) as seen,
     ):
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        tasks = [spec.name for spec in select_unmasked(model.specs, None, NOT_EXPLAINED)]
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), tasks=tasks)
         total = torch.stack([logits.float().sum() for logits in (output.logits or {}).values()]).sum()
         (gradient,) = torch.autograd.grad(total, seen[0], create_graph=True)
         problem = _wrong_count(model, rules.attention_calls)

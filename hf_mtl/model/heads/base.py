@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
@@ -20,7 +22,7 @@ from hf_mtl.model.targets import Target, Wanted, contrast, contrast_name
 
 IGNORE_INDEX = -100
 
-RARE_OPTIONS = ("focal_gamma", "thresholds", "tune_thresholds")
+RARE_OPTIONS = ("focal_gamma", "thresholds", "tune_thresholds", "mask_probability")
 """Options of a spec that a type has only if it lists them in `TaskHead.options`."""
 
 
@@ -85,6 +87,12 @@ class TaskHead(nn.Module, ABC):
     by_characters: ClassVar[bool] = False
     """Whether labels count the characters of the text, so that nobody may change it."""
 
+    masks_tokens: ClassVar[bool] = False
+    """Whether its labels are tokens of its own rows, of which some are masked; then `forward` takes embeddings, too."""
+
+    auxiliary: ClassVar[bool] = False
+    """Whether the task is there to help others, so that its score is no part of the average over tasks."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A head that answers in its own way answers many rows so, too, whatever the head it is derived from does.
@@ -100,6 +108,11 @@ class TaskHead(nn.Module, ABC):
         self.spec = spec
         self.dropout = dropout if spec.dropout is None else spec.dropout
         self.output = nn.Linear(hidden_size, spec.num_labels)
+
+    @classmethod
+    def build(cls, spec: TaskSpec, config: PreTrainedConfig, *, dropout: float) -> TaskHead:
+        """Make the head for an encoder with this configuration; arguments and errors as above."""
+        return cls(spec, int(config.hidden_size), dropout=dropout)
 
     # ------------------------------------------------------------------ specs and labels
 
@@ -250,6 +263,11 @@ class TaskHead(nn.Module, ABC):
     ) -> list[dict[str, Any]]:
         """Turn the logits of many rows into the answers that `decode` gives, in one go where that is faster."""
         return [cls.decode(spec, *row) for row in zip(logits, words, strict=True)]
+
+    @classmethod
+    def spelled(cls, answers: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        """Add what the tokenizer alone knows to answers of `decode`: here nothing."""
+        return answers
 
     @classmethod
     @abstractmethod
