@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.arrow_cache import cache_folder
+from hf_mtl.data.choices import separator
 from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.data.encoding import Encoded, Inputs, encode, words_of
 from hf_mtl.data.loading import RawSplit
@@ -33,6 +34,9 @@ ENCODING_VERSION = 2
 ROW, JOINED = "row", "joined_tokens"
 """Columns that encoded rows have where a task reads windows."""
 
+CHOICES = "choices"
+"""The role of the column of choices among what the encoder reads, and the column of their tokens in encoded rows."""
+
 
 @dataclass(frozen=True)
 class EncodedSplit:
@@ -48,6 +52,7 @@ class EncodedSplit:
             `labels/<task>` for each task, null where the row has no label that a loss could use. Where a task has a
             stride also `row`, the number of the row that an encoded row is of, and in a row's first window
             `joined_tokens`, the `first_tokens` of all its windows end to end; a word has its label in its own window.
+            Where rows have choices also `choices`, start and end of the tokens of each, one after the other.
         tasks: the tasks whose labels stand in this dataset, with their specs complete.
         source: the columns of the dataset.
     """
@@ -109,7 +114,9 @@ class EncodedSplit:
         """Return which encoded rows belong to which row, and its words."""
         first = self.features["first_tokens"][:]
         starts = np.searchsorted(self.rows, np.arange(len(self))).tolist()
-        words = [words_of(row, first[start]) for row, start in zip(self.inputs(), starts, strict=True)]
+        choices = self.features[CHOICES][:] if CHOICES in self.features.column_names else [None] * len(first)
+        rows = zip(self.inputs(), starts, strict=True)
+        words = [words_of(row, first[start], choices[start]) for row, start in rows]
         joined: dict[int, Words] = {}
         if JOINED in self.features.column_names:
             positions = self.features[JOINED][:]
@@ -147,6 +154,8 @@ def encode_split(
     }
     if reading.stride is not None:
         features |= {ROW: datasets.Value("int32"), JOINED: datasets.List(datasets.Value("int32"))}
+    if CHOICES in columns:
+        features[CHOICES] = datasets.List(datasets.Value("int32"))
     for task in tasks:
         kind = HEADS.get(task.spec.type).stored_as
         value = datasets.Value(kind if isinstance(kind, str) else kind[0])
@@ -210,6 +219,8 @@ def row_encoder(
         if reading.stride is not None:
             result[ROW] = [indices[row] for row in layout.rows.tolist()]
             result[JOINED] = _in_first(layout, {row: own.first_tokens for row, own in encoded.windows.items()})
+        if CHOICES in columns:
+            result[CHOICES] = _in_first(layout, {row: own.ravel() for row, own in encoded.choice_tokens.items()})
         for task, head in heads:
             labels: list[Any] = []
             for place, value in enumerate(batch[task.label]):
@@ -290,6 +301,7 @@ def _fingerprint(
         list(zip([task.label for task in tasks], specs, strict=True)),
         [type(tokenizer).__name__, tokenizer.model_max_length, tokenizer.truncation_side, tokenizer.model_input_names],
         backend,
+        *([separator(tokenizer)] if CHOICES in columns else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hf_mtl.configuration import ARCHITECTURE, TaskSpec, check_architecture
+from hf_mtl.data.choice_labels import check_choices
 from hf_mtl.data.own_encoder import OwnEncoder
 from hf_mtl.data.refinement_keys import DATASET_REFINEMENT, REFINEMENT, check_refinement, moved_files
 from hf_mtl.data.yaml import read_yaml, write_yaml
@@ -39,6 +40,7 @@ class DatasetSource:
         text: column of the text.
         text_pair: column of the second text of a pair.
         tokens: column of tokens, instead of `text`.
+        choices: column of each row's choices, a list of two texts or more, for `multiple_choice`.
         columns: names of the columns of CoNLL files.
         streaming: whether training reads its rows (jsonl, Parquet, Hub) as it goes, for data larger than memory.
         rows: number of training rows of a streamed Hub dataset that does not say it.
@@ -57,6 +59,7 @@ class DatasetSource:
     text: str | None = None
     text_pair: str | None = None
     tokens: str | None = None
+    choices: str | None = None
     columns: tuple[str, ...] | None = None
     streaming: bool = False
     rows: int | None = None
@@ -102,8 +105,8 @@ class DatasetSource:
 
     @property
     def input_columns(self) -> dict[str, str]:
-        """The columns that hold what the encoder reads: `text`, `text_pair`, `tokens` -> column name."""
-        columns = {"text": self.text, "text_pair": self.text_pair, "tokens": self.tokens}
+        """The columns that hold what the encoder reads: `text`, `text_pair`, `tokens`, `choices` -> column name."""
+        columns = {"text": self.text, "text_pair": self.text_pair, "tokens": self.tokens, "choices": self.choices}
         return {role: column for role, column in columns.items() if column is not None}
 
 
@@ -282,6 +285,7 @@ def parse_recipe(values: Any, *, base: Path, training: Mapping[str, Any] | None 
     tasks = tuple(_task(task, number, datasets) for number, task in enumerate(values["tasks"], start=1))
     for task in tasks:
         check_windows(task, datasets[task.dataset])
+    check_choices(datasets, tasks)
     _refuse_twins(tasks)
     architecture = {key: values[key] for key in ARCHITECTURE if values.get(key) is not None}
     check_architecture(architecture, [task.spec.name for task in tasks])
@@ -305,9 +309,14 @@ def check_windows(task: TaskSource, source: DatasetSource) -> None:
     """Check that the rows of a task that has a stride can be read in windows.
 
     Raises:
-        RecipeError: they are pairs of texts, or streamed.
+        RecipeError: they are pairs of texts, have choices, or are streamed.
     """
-    problem = "are streamed" if source.streaming else "are pairs of texts" if source.text_pair is not None else None
+    problems = {
+        "are streamed": source.streaming,
+        "have choices": source.choices,
+        "are pairs of texts": source.text_pair,
+    }
+    problem = next((problem for problem, found in problems.items() if found), None)
     if task.spec.stride is not None and problem is not None:
         raise RecipeError(
             f"stride is {task.spec.stride}, but the rows of dataset {task.dataset!r} {problem}, which are not read in "

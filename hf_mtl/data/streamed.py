@@ -78,7 +78,11 @@ class StreamedSplit:
         columns = self.source.input_columns.values()
         texts = [_plain_text(row.values[column]) for row in rows for column in columns]
         tokens = self._counter(texts).reshape(len(rows), len(columns)).sum(axis=1)
-        special = self.tokenizer.num_special_tokens_to_add(pair=self.source.text_pair is not None)
+        choices = self.source.choices
+        paired = self.source.text_pair is not None or choices is not None
+        special = self.tokenizer.num_special_tokens_to_add(pair=paired)
+        if choices is not None:  # a token between each two of them
+            tokens += [len(row.values[choices] or ()) for row in rows]
         return np.minimum(tokens + special, self.max_length)
 
     @property

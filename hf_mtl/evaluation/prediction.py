@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hf_mtl.configuration import select_tasks
+from hf_mtl.data.choices import check_fit
 from hf_mtl.data.collator import MultiTaskCollator
-from hf_mtl.data.encoding import Inputs, encode
+from hf_mtl.data.encoding import Inputs, encode, read_inputs
 from hf_mtl.data.windows import Layout, merge_windows, reading_of
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
 from hf_mtl.registry import HEADS
@@ -230,6 +231,42 @@ def answer(
 def needs_words(model: MultiTaskModel, tasks: Sequence[str] | None = None) -> bool:
     """Tell whether one of the tasks answers word by word, so that texts must be split into words."""
     return any(not HEADS.get(spec.type).pooled for spec in select_tasks(model.specs, tasks))
+
+
+def reads_choices(model: MultiTaskModel) -> bool:
+    """Tell whether a model has a task that chooses among the choices of a row, which it then reads for all tasks."""
+    return any(HEADS.get(spec.type).reads_choices for spec in model.specs)
+
+
+class RowReader:
+    """Takes in rows as users hand them to a model, with what its tasks need of them.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        tasks: the tasks to answer; all where not given.
+    """
+
+    def __init__(self, model: MultiTaskModel, tokenizer: Any, tasks: Sequence[str] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.reading = reading_of(select_tasks(model.specs, tasks), tokenizer)
+        self.split_words = needs_words(model, tasks)
+        self.reads_choices = reads_choices(model)
+
+    def read(self, row: Any, *, choices: str = "choices", **keys: str) -> Inputs:
+        """Take in a row; keys and errors as in `hf_mtl.data.encoding.read_inputs`.
+
+        Raises:
+            DataError: its choices alone are longer than what is read of a row, too.
+        """
+        read = choices if self.reads_choices else None
+        return self.checked(read_inputs(row, choices=read, split_words=self.split_words, **keys))
+
+    def checked(self, row: Inputs) -> Inputs:
+        """Return a row whose choices are read to their ends; errors as in `read`."""
+        if row.choices is not None:
+            check_fit(self.tokenizer, row.choices, row.text_pair, self.reading.max_length)
+        return row
 
 
 def _rows(features: Any, rows: np.ndarray) -> list[Mapping[str, Any]]:

@@ -176,7 +176,7 @@ class Explainer:
             task=task,
             method=name,
             text=text.row.text,
-            text_pair=text.row.text_pair,
+            text_pair=text.second,
             units=text.units,
             scores=tuple(attribution.scores.astype(np.float64).tolist()),
             signed=method.signed,

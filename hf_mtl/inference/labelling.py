@@ -229,8 +229,8 @@ class _Answers:
 
     def cleaned(self, row: Row) -> Row | None:
         """Return a row as training reads it; `None` where training would leave it out."""
-        columns = self.dataset.input_columns.values()
-        values, _, dropped = clean_row(self.cleaning, {name: row.values.get(name) for name in columns})
+        columns = {name: row.values.get(name) for name in self.dataset.input_columns.values()}
+        values, _, dropped = clean_row(self.cleaning, columns, texts_in=[self.dataset.choices])
         return Row({**row.values, **values}, row.where) if dropped is None else None
 
     def logits(

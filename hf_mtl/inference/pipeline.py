@@ -10,9 +10,9 @@ from typing import Any, cast
 from transformers.pipelines.base import Pipeline
 
 from hf_mtl.configuration import select_tasks
-from hf_mtl.data.encoding import Inputs, read_inputs
+from hf_mtl.data.encoding import Inputs
 from hf_mtl.errors import DataError
-from hf_mtl.evaluation.prediction import Answers, answer, needs_words
+from hf_mtl.evaluation.prediction import Answers, RowReader, answer
 from hf_mtl.model.modeling import MultiTaskModel
 
 DEFAULT_BATCH_SIZE = 64
@@ -33,6 +33,8 @@ class MultiTaskPipeline(Pipeline):
       the text, and `"tags"`, one per token, where tokens were given; `crf_token_classification` as well
     - `span_extraction`: `{"answer", "score", "start", "end"}`, the part of `text` that answers `text_pair`; an empty
       answer at 0 where there is none
+    - `multiple_choice`: `{"choice", "index", "score", "scores": [...]}`, of the row's `choices`, a list of texts: the
+      chosen text, its number counted from 0, and the probabilities of all; `None` for a row without choices
 
     Args:
         model: the model.
@@ -100,7 +102,7 @@ class MultiTaskPipeline(Pipeline):
     # The base class passes tensors between its steps; rows of any length pass as they are here.
 
     def preprocess(self, input_: Any, tasks: Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
-        return {"rows": [read_inputs(input_, split_words=needs_words(self._multi_task_model, tasks))]}
+        return {"rows": [RowReader(self._multi_task_model, self.tokenizer, tasks).read(input_)]}
 
     def _forward(
         self, input_tensors: dict[str, Any], tasks: Sequence[str] | None = None, batch_size: int = 1, **_: Any

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
+from hf_mtl.model.choices import Choices
 from hf_mtl.model.focal import focal_cross_entropy_sum
 from hf_mtl.model.labels import wanted_labels
 from hf_mtl.model.targets import Target, Wanted, contrast, contrast_name
@@ -33,12 +34,14 @@ class Words:
         spans: character offsets `[start, end)` per word, shape `(num_words, 2)`.
         first_tokens: position of each word's first token, -1 where truncation cut the word off, shape `(num_words,)`.
         given: whether the user gave the words as tokens, rather than a text that was split.
+        choices: the choices of the row; `None` where it has none.
     """
 
     text: str
     spans: np.ndarray
     first_tokens: np.ndarray
     given: bool = False
+    choices: Choices | None = None
 
 
 class TaskHead(nn.Module, ABC):
@@ -64,11 +67,17 @@ class TaskHead(nn.Module, ABC):
     stock_class: ClassVar[str | None] = None
     """The Auto class of transformers whose models give such logits; `None` where there is none."""
 
+    no_stock_class: ClassVar[str] = ""
+    """Why there is none, where people may expect one."""
+
     problem_type: ClassVar[str | None] = None
     """What the stock class calls the problem, where it knows several."""
 
     points_into_text: ClassVar[bool] = False
-    """Whether labels are parts of the text, whose words must then be known in training where no tokens are given."""
+    """Whether labels are parts of the row, whose words must then be known in training where no tokens are given."""
+
+    reads_choices: ClassVar[bool] = False
+    """Whether labels are choices that each row brings with it; see `Words.choices`."""
 
     explained_by: ClassVar[str] = "attn_lrp"
     """The attribution method that `auto` stands for."""
