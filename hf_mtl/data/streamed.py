@@ -81,8 +81,9 @@ class StreamedSplit:
         choices = self.source.choices
         paired = self.source.text_pair is not None or choices is not None
         special = self.tokenizer.num_special_tokens_to_add(pair=paired)
-        if choices is not None:  # a token between each two of them
-            tokens += [len(row.values[choices] or ()) for row in rows]
+        if choices is not None:  # a token between each two of them, and one behind the row's second text
+            tokens += [max(len(row.values[choices] or ()) - 1, 0) for row in rows]
+            tokens += self.source.text_pair is not None
         return np.minimum(tokens + special, self.max_length)
 
     @property

@@ -49,6 +49,7 @@ ASKED: list[Any] = [
     {"text": "a lovely story", "text_pair": "a dull one"},
     {"tokens": ["play", "for", "me", "oslo"]},
     {"tokens": []},
+    {"text": "fly " * 60, "text_pair": "to where?", "choices": ["to new york", "oslo", "rome"]},
 ]
 REQUESTS: list[Any] = [
     {"inputs": "fly to oslo"},
@@ -129,6 +130,7 @@ def tasks() -> list[TaskSpec]:
         TaskSpec(name="tags", type="token_classification", labels=("NOUN", "VERB"), max_length=24, stride=7),
         TaskSpec(name="mood", type="multi_label_classification", labels=("glad", "sad", "cross", "calm"), stride=3),
         TaskSpec(name="stars", type="regression", pooling="attention"),
+        TaskSpec(name="quiz", type="multiple_choice"),
         TaskSpec(
             name="gist",
             type="regression",

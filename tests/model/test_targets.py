@@ -154,11 +154,12 @@ def test_runner_up_is_the_second_choice() -> None:
 
 
 def test_a_row_without_choices_has_none_to_explain() -> None:
-    for words in (replace(WORDS, choices=None), replace(WORDS, choices=replace(CHOICES, tokens=CHOICES.tokens * 0 - 1))):
+    for words in (
+        replace(WORDS, choices=None),
+        replace(WORDS, choices=replace(CHOICES, tokens=CHOICES.tokens * 0 - 1)),
+    ):
         with pytest.raises(SpecError, match="no choices to explain"):
-            HEADS.get("multiple_choice").target(
-                SPECS["multiple_choice"], logits_of("multiple_choice"), words, Wanted()
-            )
+            HEADS.get("multiple_choice").target(SPECS["multiple_choice"], logits_of("multiple_choice"), words, Wanted())
 
 
 def test_runner_up_is_the_second_label() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import every_family, new_model
-from tiny import build, load, write_questions
+from tiny import build, load, write_questions, write_quiz
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -61,7 +61,8 @@ def pooled_data(tiny_folder: Path, tiny_recipe: dict[str, Any]) -> RecipeData:
     tasks.append({"name": "grade", "type": "ordinal_regression", **grades})
     tasks.append({"name": "chain", "type": "crf_token_classification", "dataset": "orders", "label": "slots"})
     tasks.append({"name": "answer", "type": "span_extraction", "dataset": "questions", "label": "answers"})
-    datasets = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder)}
+    tasks.append({"name": "quiz", "type": "multiple_choice", "dataset": "quiz", "label": "right"})
+    datasets = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder), "quiz": write_quiz(tiny_folder)}
     return load(tiny_folder, {**tiny_recipe, "tasks": tasks, "datasets": datasets})
 
 
