@@ -48,7 +48,7 @@ def attention_view(
 
     Args:
         subject: the model; its attention is eager during the pass, and as it was afterwards.
-        text: a text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`.
+        text: a text, or a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`.
         kind: `"head"`, one layer at a time; `"model"`, all layers and heads at a glance; `"neuron"`, how queries and
             keys make the weights.
         wanted: the tasks whose own weights can be chosen, and what of them is explained; not in the neuron view.

@@ -18,11 +18,16 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_mtl.configuration import TaskSpec
+from hf_mtl.registry import HEADS
 from hf_mtl.writing import write_text
 
 CARD_NAME = "README.md"
 CURVE_NAME = "training_curve.png"
-TASK_TYPES = {"token_classification": "token-classification", "regression": "text-classification"}
+TASK_TYPES = {
+    "token_classification": "token-classification",
+    "regression": "text-classification",
+    "multiple_choice": "multiple-choice",
+}
 """The Hub's names of our task types; all others are text classification."""
 METRIC_TYPES = {"f1_macro": "f1", "f1_micro": "f1", "f1_weighted": "f1", "mcc": "matthews_correlation"}
 """The Hub's names of metrics that it knows under another one."""
@@ -204,7 +209,8 @@ def _summary(facts: CardFacts) -> str:
 def _task_line(task: TaskSpec) -> tuple[str, str, str]:
     labels = [f"`{label}`" for label in (task.labels or ())[:SHOWN_LABELS]]
     more = len(task.labels or ()) - len(labels)
-    return task.name, task.type, ", ".join(labels) + (f" and {more} more" if more > 0 else "") or "a number"
+    answer = "one of each row's choices" if HEADS.get(task.type).reads_choices else "a number"
+    return task.name, task.type, ", ".join(labels) + (f" and {more} more" if more > 0 else "") or answer
 
 
 def _usage(facts: CardFacts) -> str:

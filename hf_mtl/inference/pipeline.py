@@ -21,9 +21,9 @@ DEFAULT_BATCH_SIZE = 64
 class MultiTaskPipeline(Pipeline):
     """Answers all tasks of a model, or those named in `tasks`.
 
-    A text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`, gives one dictionary, task name -> answer; a
-    list of them gives a list, and any other iterable, such as a generator or a dataset, an iterator. Answers are plain
-    JSON values:
+    A text, or a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`, gives one dictionary, task name
+    -> answer; a list of them gives a list, and any other iterable, such as a generator or a dataset, an iterator.
+    Answers are plain JSON values:
 
     - `sequence_classification`: `{"label", "score", "scores": {label: probability}}`
     - `multi_label_classification`: `{"labels": [...], "scores": {label: probability}}`

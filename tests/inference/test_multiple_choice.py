@@ -23,6 +23,7 @@ from hf_mtl.explain.explainer import Explainer
 from hf_mtl.explain.probing import layer_probe
 from hf_mtl.inference.bulk import predict_file
 from hf_mtl.inference.export import export_model
+from hf_mtl.inference.labelling import label_file
 from hf_mtl.inference.loading import load_model
 from hf_mtl.inference.pipeline import MultiTaskPipeline
 from hf_mtl.inference.predictor import Columns
@@ -31,13 +32,15 @@ from hf_mtl.training.meta_learning_adaptation import FewRows
 
 QUESTION = {"text": "the old film was", "choices": ["bad songs", "a good story", "awful"]}
 
+QUIZ = {"name": "quiz", "type": "multiple_choice", "dataset": "quiz", "label": "right"}
+
 
 @pytest.fixture(scope="module")
 def data(tiny_recipe: dict[str, Any], tiny_folder: Path) -> RecipeData:
     """Rows with choices, and films, which have none."""
     datasets = {"films": tiny_recipe["datasets"]["films"], "quiz": write_quiz(tiny_folder, rows=64)}
     tasks = [
-        {"name": "quiz", "type": "multiple_choice", "dataset": "quiz", "label": "right"},
+        QUIZ,
         {"name": "sentiment", "type": "sequence_classification", "dataset": "films", "label": "label"},
         {"name": "right_place", "type": "sequence_classification", "dataset": "quiz", "label": "right"},
     ]
@@ -298,6 +301,29 @@ def test_a_recipe_with_choices_is_drafted(tmp_path: Path, by_text: bool) -> None
     recipe = read_recipe(path)
     assert recipe.datasets["data"].input_columns == {"text": "text", "choices": "options"}
     assert [(task.label, task.spec.type) for task in recipe.tasks] == [("right", "multiple_choice")]
+
+
+@pytest.mark.parametrize("by_text", [False, True])
+def test_missing_labels_are_filled_as_the_rows_have_them(
+    model: MultiTaskModel, data: RecipeData, tiny_folder: Path, tmp_path: Path, by_text: bool
+) -> None:
+    rows = [json.loads(line) for line in (tiny_folder / "quiz-train.jsonl").read_text().splitlines()]
+    true = [row["options"][row["right"]] if row["right"] is not None else None for row in rows]
+    for number, row in enumerate(rows):
+        row["right"] = None if number % 3 == 0 else true[number] if by_text else row["right"]
+    (tmp_path / "open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = tmp_path / "filled.jsonl"
+    done = label_file(
+        model, data.tokenizer, data.recipe, target, source=tmp_path / "open.jsonl", tasks=["quiz"], threshold=0.5
+    )
+    assert done.tasks[0].filled > 0.8 * done.tasks[0].missing
+    filled = [json.loads(line) for line in target.read_text().splitlines()]
+    for row, own, right in zip(rows, filled, true, strict=True):
+        if row["right"] is None and own["right"] is not None and right is not None:
+            assert (own["right"] if by_text else own["options"][own["right"]]) == right
+    quiz = {**data.recipe.to_dict()["datasets"]["quiz"], "train": str(target)}
+    again = load(tiny_folder, {**data.recipe.to_dict(), "datasets": {"quiz": quiz}, "tasks": [QUIZ]})
+    assert len(again.train["quiz"].labelled("quiz")) > len(rows) * 0.8  # type: ignore[union-attr]
 
 
 def test_few_rows_may_have_choices(tmp_path: Path, data: RecipeData) -> None:
