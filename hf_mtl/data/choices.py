@@ -39,7 +39,7 @@ def read_choices(value: Any) -> tuple[str, ...] | None:
     """Take in the choices of a row.
 
     Args:
-        value: a list of texts, at least two; `None` where the row has no choices.
+        value: a list of texts, at least two; `None`, or an empty cell of a table, where the row has no choices.
 
     Raises:
         DataError: it is something else, or a choice is empty.
@@ -48,7 +48,7 @@ def read_choices(value: Any) -> tuple[str, ...] | None:
         >>> read_choices(["red", "blue"])
         ('red', 'blue')
     """
-    if value is None:
+    if value is None or (isinstance(value, str) and not value):
         return None
     texts: Any = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(texts, list | tuple) or len(texts) < 2:

@@ -186,5 +186,5 @@ def _file_rows(source: Path, columns: Columns) -> Iterator[dict[str, Any]]:
     rows = read_rows(source)
     if not is_table(source):
         return rows
-    optional = (columns.text_pair, columns.choices)  # an empty cell is no second text, in training too
-    return ({**row, **{name: row[name] or None for name in optional if name in row}} for row in rows)
+    pair = columns.text_pair  # an empty cell is no second text, in training too
+    return ({**row, pair: row[pair] or None} if pair in row else row for row in rows)

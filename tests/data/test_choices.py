@@ -199,6 +199,7 @@ def test_what_are_no_choices_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match="choice"):
         Inputs.of("text", choices=value)
     assert read_choices(np.array(["a", "b"])) == ("a", "b")
+    assert read_choices("") is read_choices(None) is None
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
