@@ -21,6 +21,11 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[random.Random, int], Any]]] = {
         {},
         lambda draw, tokens: draw.choices((0, 0, -100), k=tokens - 2) + draw.choice(([1, 2], [0, 3])),
     ),
+    # Two to four choices of one token or more, the first of them right or the second.
+    "multiple_choice": (
+        {},
+        lambda draw, tokens: draw.choice(([1, 2], [0, 3])) + [draw.choice((-100, 4, 6)) for _ in range(tokens - 2)],
+    ),
     "token_classification": (
         {"labels": ("O", "B-x", "I-x")},
         # Some tokens have no label; those of a row may all lack one.

@@ -117,6 +117,22 @@ def write_questions(folder: Path) -> dict[str, Any]:
     return {**files, "text": "context", "text_pair": "question"}
 
 
+def write_quiz(folder: Path, *, rows: int = 40) -> dict[str, Any]:
+    """Write rows whose right choice is the one of a good word, beside one or two of bad words; return the dataset."""
+    counts = {"train": rows, "validation": 24}
+    for split, count in counts.items():
+        draw, lines = random.Random(split), []
+        for index in range(count):
+            choices = [draw.choice(GOOD), *draw.sample(BAD, draw.randint(1, 2))]
+            choices = [" ".join([*draw.choices(FILLER, k=draw.randint(0, 2)), word]) for word in choices]
+            right, text = choices[0], " ".join(draw.choices(FILLER, k=draw.randint(1, 9)))
+            draw.shuffle(choices)
+            label = choices.index(right) if index % 10 else None
+            lines.append(json.dumps({"text": text, "options": choices, "right": label}))
+        (folder / f"quiz-{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return {**{split: f"quiz-{split}.jsonl" for split in counts}, "text": "text", "choices": "options"}
+
+
 def load(folder: Path, recipe: dict[str, Any], **options: Any) -> RecipeData:
     return load_recipe(parse_recipe(recipe, base=folder), **options)
 

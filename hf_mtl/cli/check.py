@@ -158,6 +158,18 @@ def _task(rows: EncodedSplit, task: TaskSource) -> dict[str, Any]:
         "labelled": len(rows.labelled(task.spec.name)),
         "truncated": rows.truncated(task.spec.name),
         "labels": {label: counts.get(label, 0) for label in task.spec.labels or ()},
+        **(_choices(rows, task) if head.reads_choices else {}),
+    }
+
+
+def _choices(rows: EncodedSplit, task: TaskSource) -> dict[str, Any]:
+    """Return how many labelled rows have how many choices, and at which place the right one stands how often."""
+    gold, given = rows.gold(task), [row.choices or () for row in rows.inputs()]
+    known = rows.labelled(task.spec.name).tolist()
+    sizes, places = Counter(len(given[row]) for row in known), Counter(int(gold[row]) for row in known)
+    return {
+        "choices": {str(size): sizes[size] for size in sorted(sizes)},
+        "right": {str(place): places[place] for place in range(max(sizes, default=0))},
     }
 
 
@@ -222,6 +234,10 @@ def _tables(report: dict[str, Any]) -> list[Any]:
         counts = sorted(entry["labels"].items(), key=lambda item: -item[1])
         shown = ", ".join(f"{label} {count:,}" for label, count in counts[:6])
         shown += f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+        if "choices" in entry:
+            sizes = ", ".join(f"{count:,} of {size}" for size, count in entry["choices"].items())
+            places = ", ".join(f"{place} {count:,}" for place, count in entry["right"].items())
+            shown = f"choices: {sizes}; the right one at {places}"
         labels.add_row(entry["task"], entry["split"], f"{entry['labelled']:,}", str(entry["truncated"]), shown)
     return [rows, labels]
 

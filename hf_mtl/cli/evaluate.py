@@ -29,8 +29,9 @@ def evaluate(
     """Score a model on every task of a recipe's split, with bootstrap 95% intervals."""
     from hf_mtl.cli._terminal import out, progress, quiet_libraries, score_table
     from hf_mtl.configuration import select_tasks
+    from hf_mtl.data.dataset_source import SPLITS
     from hf_mtl.data.preparation import load_recipe
-    from hf_mtl.data.recipe import SPLITS, near, read_recipe
+    from hf_mtl.data.recipe import near, read_recipe
     from hf_mtl.errors import DataError, SpecError
     from hf_mtl.evaluation.scoring import score
     from hf_mtl.inference.loading import load_model

@@ -29,6 +29,9 @@ def explain(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.", show_default=False)],
     text: Annotated[str, typer.Option(help="The text whose answers are explained.", show_default=False)],
     text_pair: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="A choice of a multiple-choice task; given several times.")
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
     method: Annotated[
         str, typer.Option(help="auto, accurate, or a method, perhaps with options: shapley:pairs=10.")
@@ -67,7 +70,8 @@ def explain(
     if wanted and len(tasks) > 1:
         raise SpecError(f"what to explain is given for {len(tasks)} tasks", mend=f"name one: --task {tasks[0]}")
     explainer = Explainer(loaded, tokenizer)
-    row = {"text": text} if text_pair is None else {"text": text, "text_pair": text_pair}
+    given = {"text": text, "text_pair": text_pair, "choices": choice or None}
+    row = {key: value for key, value in given.items() if value is not None}
     found = _explanations(explainer, row, tasks, run, wanted, units=units, seed=seed)
     if output is None:
         _show(found, language)
@@ -98,7 +102,7 @@ def _wanted(target: str | None, over: str | None, word: int | None, span: str | 
 
 def _explanations(
     explainer: Explainer,
-    row: Mapping[str, str],
+    row: Mapping[str, Any],
     tasks: Sequence[str],
     run: Run,
     wanted: Mapping[str, Any],

@@ -43,8 +43,9 @@ def explain_model(
     and where asked, what the tasks are to each other, their attention heads, and what each layer knows."""
     from hf_mtl.cli._terminal import err, out, quiet_libraries, text_table
     from hf_mtl.configuration import select_tasks
+    from hf_mtl.data.dataset_source import SPLITS
     from hf_mtl.data.preparation import load_recipe
-    from hf_mtl.data.recipe import SPLITS, near, read_recipe
+    from hf_mtl.data.recipe import near, read_recipe
     from hf_mtl.errors import DataError, SpecError
     from hf_mtl.explain.figures import new_figure
     from hf_mtl.explain.global_report import TASK_PARTS, global_report

@@ -53,8 +53,9 @@ def explain_quality(
     random choices and a greedy search; and how far they agree with people."""
     from hf_mtl.cli._terminal import err, out, progress, quiet_libraries, text_table
     from hf_mtl.configuration import select_tasks
+    from hf_mtl.data.dataset_source import SPLITS
     from hf_mtl.data.preparation import load_recipe
-    from hf_mtl.data.recipe import SPLITS, near, read_recipe
+    from hf_mtl.data.recipe import near, read_recipe
     from hf_mtl.errors import DataError, SpecError
     from hf_mtl.explain.explainer import Explainer
     from hf_mtl.explain.marked_rows import draw_marked_rows

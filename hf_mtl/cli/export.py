@@ -33,7 +33,8 @@ def export(
 ) -> None:
     """Write a model in another format, and compare its logits, and with a recipe its scores, with the model's own."""
     from hf_mtl.cli._terminal import out, quiet_libraries, text_table
-    from hf_mtl.data.recipe import SPLITS, near, read_recipe
+    from hf_mtl.data.dataset_source import SPLITS
+    from hf_mtl.data.recipe import near, read_recipe
     from hf_mtl.errors import SpecError
     from hf_mtl.inference.export import check_empty, check_quantize, choose_rows, export_model
     from hf_mtl.inference.exporters.base import GraphExporter

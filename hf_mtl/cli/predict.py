@@ -24,6 +24,9 @@ def predict(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.", show_default=False)],
     text: Annotated[str | None, typer.Option(help="A text to answer.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="The second text of a pair.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="A choice of a multiple-choice task; given several times.")
+    ] = None,
     source: Annotated[Path | None, typer.Option("--input", help="File of rows: jsonl, csv, tsv, parquet.")] = None,
     target: Annotated[Path | None, typer.Option("--output", help="File to write: jsonl or parquet.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
@@ -31,6 +34,7 @@ def predict(
     text_pair_column: Annotated[str, typer.Option(help="Column of the second text.")] = "text_pair",
     tokens_column: Annotated[str | None, typer.Option(help="Column of tokens.", show_default="tokens")] = None,
     heads_column: Annotated[str, typer.Option(help="Column of the tokens' heads, for token graphs.")] = "heads",
+    choices_column: Annotated[str, typer.Option(help="Column of the choices, lists of texts.")] = "choices",
     precision: Annotated[
         str, typer.Option(help="What is computed in: auto (bf16 where that is faster), fp32, bf16 or fp16.")
     ] = "auto",
@@ -62,6 +66,8 @@ def predict(
         raise SpecError("--output goes with --input", mend="give --input and --output")
     if text is None and text_pair is not None:
         raise SpecError("--text-pair goes with --text", mend="give --text too")
+    if text is None and choice:
+        raise SpecError("--choice goes with --text", mend="give --text too")
 
     from hf_mtl.cli._terminal import progress, quiet_libraries
     from hf_mtl.configuration import select_tasks
@@ -85,9 +91,12 @@ def predict(
         text_pair=text_pair_column,
         tokens=tokens_column or "tokens",
         heads=heads_column,
+        choices=choices_column,
     )
     if text is not None:
-        _answer_text(loaded, tokenizer, text, text_pair, tasks, precision)
+        given = {"text": text, "text_pair": text_pair, "choices": choice or None}
+        row = {key: value for key, value in given.items() if value is not None}
+        _answer_text(loaded, tokenizer, row, tasks, precision)
     elif source is not None and target is not None:
         with progress("Answering", "rows") as show:
             throughput = predict_file(
@@ -118,15 +127,16 @@ def _done(throughput: Throughput) -> str:
     return f"{throughput.rows} rows{failed}{continued} in {throughput.seconds:.1f} s ({speed}, {throughput.precision})"
 
 
-def _answer_text(
-    model: Any, tokenizer: Any, text: str, text_pair: str | None, tasks: list[str], precision: str
-) -> None:
+def _answer_text(model: Any, tokenizer: Any, row: dict[str, Any], tasks: list[str], precision: str) -> None:
     from hf_mtl.cli._terminal import answer_table, out
+    from hf_mtl.errors import DataError
     from hf_mtl.inference.bulk import predict_rows
     from hf_mtl.writing import to_json
 
-    row = {"text": text, "text_pair": text_pair} if text_pair is not None else {"text": text}
-    answers = next(predict_rows(model, tokenizer, [row], tasks=tasks, precision=precision))["predictions"]
+    answered = next(predict_rows(model, tokenizer, [row], tasks=tasks, precision=precision))
+    if "error" in answered:
+        raise DataError(str(answered["error"]))
+    answers = answered["predictions"]
     if sys.stdout.isatty():
         out().print(answer_table(model.specs, answers))
     else:

@@ -46,8 +46,9 @@ def task_updates(
     task loses when a part is put back to where it began."""
     from hf_mtl.cli._terminal import err, out, quiet_libraries, text_table
     from hf_mtl.configuration import select_tasks
+    from hf_mtl.data.dataset_source import SPLITS
     from hf_mtl.data.preparation import load_recipe
-    from hf_mtl.data.recipe import SPLITS, near, read_recipe
+    from hf_mtl.data.recipe import near, read_recipe
     from hf_mtl.errors import DataError, SpecError
     from hf_mtl.explain.alone_training import train_alone
     from hf_mtl.explain.figures import new_figure

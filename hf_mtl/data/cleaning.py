@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -61,6 +61,12 @@ class CleaningStep:
         changed = [self.change(word).strip() for word in words]
         return [new if new and not any(map(str.isspace, new)) else old for old, new in zip(words, changed, strict=True)]
 
+    def on_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return texts as the step leaves them; one of which nothing would be left stays as it was."""
+        assert self.change is not None
+        changed = [self.change(text) for text in texts]
+        return [new if new.strip() else old for old, new in zip(texts, changed, strict=True)]
+
 
 def cleaning_steps(values: Any) -> tuple[CleaningStep, ...]:
     """Make the steps that a recipe names, in their order.
@@ -93,12 +99,15 @@ def clean_text(steps: Sequence[CleaningStep], text: str) -> str:
     return text
 
 
-def clean_row(steps: Sequence[CleaningStep], row: Mapping[str, Any]) -> tuple[dict[str, Any], list[int], int | None]:
+def clean_row(
+    steps: Sequence[CleaningStep], row: Mapping[str, Any], *, texts_in: Collection[str | None] = ()
+) -> tuple[dict[str, Any], list[int], int | None]:
     """Clean the texts and words of a row.
 
     Args:
         steps: the steps, in their order.
         row: column -> text, words, or anything else, which stays as it is.
+        texts_in: columns whose lists hold texts, such as choices, and not words; none of them becomes empty.
 
     Returns:
         The cleaned columns, the numbers of the steps that changed one, and the number of the step that drops the row.
@@ -109,6 +118,8 @@ def clean_row(steps: Sequence[CleaningStep], row: Mapping[str, Any]) -> tuple[di
             for column, value in cleaned.items():
                 if isinstance(value, str):
                     new: Any = step.change(value)
+                elif _are_words(value) and column in texts_in:
+                    new = step.on_texts(value)
                 elif _are_words(value):
                     new = step.on_words(value)
                 else:

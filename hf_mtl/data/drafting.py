@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from hf_mtl.configuration import TaskSpec
+from hf_mtl.data.choices import read_choices
 from hf_mtl.data.loading import read_files
 from hf_mtl.data.yaml import write_yaml
 from hf_mtl.errors import DataError, SpecError
+from hf_mtl.model.choices import choice_index
 from hf_mtl.model.heads.span_extraction import read_answers
 from hf_mtl.registry import HEADS
 
 LOOKED_AT = 2000
 """Rows that are looked at."""
+CHOICES = ("choices", "options", "endings", "candidates")
+"""What columns of choices are called."""
 _TEMPLATE = """\
 # A recipe: one model, one head per task. Train it with
 #     hf-mtl train {recipe} --output-dir runs/first
@@ -62,15 +66,20 @@ def draft_recipe(files: Sequence[Path], *, recipe: Path) -> str:
     table = cast(dict[str, list[Any]], rows.select(range(min(LOOKED_AT, len(rows)))).to_dict())
     columns = {name: [value for value in values if value is not None] for name, values in table.items()}
     inputs = _inputs(columns)
-    used = set(inputs.values())
+    choices = next((name for name in CHOICES if name in columns and _are_choices(columns[name])), None)
+    used = {*inputs.values(), choices}
     kinds = {
         name: _task_type(values, tokens="tokens" in inputs) for name, values in columns.items() if name not in used
     }
+    naming = [name for name in kinds if choices is not None and _name_choices(table[name], table[choices])]
+    kinds |= dict.fromkeys(naming, "multiple_choice")
     labels = {name: kind for name, kind in kinds.items() if kind}
     if set(inputs) == {"text", "text_pair"} and any(HEADS.get(kind).points_into_text for kind in labels.values()):
         # The text that is searched is the longer of the two.
         lengths = {column: sum(map(len, columns[column])) for column in inputs.values()}
         inputs = dict(zip(inputs, sorted(lengths, key=lambda column: -lengths[column]), strict=True))
+    if choices is not None and naming:
+        inputs["choices"] = choices
     tasks = [
         {"name": task, "type": kind, "dataset": "data", "label": name}
         for task, (name, kind) in zip(_task_names(list(labels)), labels.items(), strict=True)
@@ -117,6 +126,22 @@ def _inputs(columns: dict[str, list[Any]]) -> dict[str, str]:
 def _are_tokens(values: list[Any]) -> bool:
     lists = [value for value in values if isinstance(value, list)]
     return len(lists) == len(values) and all(isinstance(item, str) for value in lists[:50] for item in value)
+
+
+def _are_choices(values: list[Any]) -> bool:
+    try:
+        return all(read_choices(value) is not None for value in values) and bool(values)
+    except DataError:
+        return False
+
+
+def _name_choices(labels: list[Any], choices: list[Any]) -> bool:
+    """Tell whether each label names one of the choices of its row."""
+    pairs = [(label, texts) for label, texts in zip(labels, choices, strict=True) if label is not None]
+    try:
+        return bool(pairs) and all(texts is not None and choice_index(label, texts) >= 0 for label, texts in pairs)
+    except DataError:
+        return False
 
 
 def _task_type(values: list[Any], *, tokens: bool) -> str | None:

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.arrow_cache import cache_folder
+from hf_mtl.data.choices import separator
 from hf_mtl.data.collator import LABEL_PREFIX
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.encoding import Encoded, Inputs, encode, words_of
 from hf_mtl.data.loading import RawSplit
 from hf_mtl.data.masking import Masking, probability_of
-from hf_mtl.data.recipe import DatasetSource, TaskSource
+from hf_mtl.data.recipe import TaskSource
 from hf_mtl.data.token_governors import GOVERNORS
 from hf_mtl.data.windows import Layout, Reading, reading_of, split_label
 from hf_mtl.errors import DataError, SpecError
@@ -34,6 +36,9 @@ ENCODING_VERSION = 2
 
 ROW, JOINED = "row", "joined_tokens"
 """Columns that encoded rows have where a task reads windows."""
+
+CHOICES = "choices"
+"""The role of the column of choices among what the encoder reads, and the column of their tokens in encoded rows."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class EncodedSplit:
             `joined_tokens`, the `first_tokens` of all its windows end to end; a word has its label in its own window.
             Where a task has a token graph also `governors`, see `hf_mtl.data.token_governors`.
             Where a task masks tokens its label is the places of those that are masked in an evaluation.
+            Where rows have choices also `choices`, start and end of the tokens of each, one after the other.
         tasks: the tasks whose labels stand in this dataset, with their specs complete.
         source: the columns of the dataset.
     """
@@ -120,7 +126,9 @@ class EncodedSplit:
         """Return which encoded rows belong to which row, and its words."""
         first = self.features["first_tokens"][:]
         starts = np.searchsorted(self.rows, np.arange(len(self))).tolist()
-        words = [words_of(row, first[start]) for row, start in zip(self.inputs(), starts, strict=True)]
+        choices = self.features[CHOICES][:] if CHOICES in self.features.column_names else [None] * len(first)
+        rows = zip(self.inputs(), starts, strict=True)
+        words = [words_of(row, first[start], choices[start]) for row, start in rows]
         joined: dict[int, Words] = {}
         if JOINED in self.features.column_names:
             positions = self.features[JOINED][:]
@@ -160,6 +168,8 @@ def encode_split(
         features |= {ROW: datasets.Value("int32"), JOINED: datasets.List(datasets.Value("int32"))}
     if reading.governors:
         features[GOVERNORS] = datasets.List(datasets.Value("int32"))
+    if CHOICES in columns:
+        features[CHOICES] = datasets.List(datasets.Value("int32"))
     for task in tasks:
         kind = HEADS.get(task.spec.type).stored_as
         value = datasets.Value(kind if isinstance(kind, str) else kind[0])
@@ -224,6 +234,8 @@ def row_encoder(
         if reading.stride is not None:
             result[ROW] = [indices[row] for row in layout.rows.tolist()]
             result[JOINED] = _in_first(layout, {row: own.first_tokens for row, own in encoded.windows.items()})
+        if CHOICES in columns:
+            result[CHOICES] = _in_first(layout, {row: own.ravel() for row, own in encoded.choice_tokens.items()})
         for task, head in heads:
             if masking is not None and head.masks_tokens:
                 places = (masking(ids, probability_of(task.spec))[1].tolist() for ids in result["input_ids"])
@@ -310,6 +322,7 @@ def _fingerprint(
         list(zip([task.label for task in tasks], specs, strict=True)),
         [type(tokenizer).__name__, tokenizer.model_max_length, tokenizer.truncation_side, tokenizer.model_input_names],
         backend,
+        *([separator(tokenizer)] if CHOICES in columns else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

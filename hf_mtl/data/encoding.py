@@ -10,17 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
+from hf_mtl.data.choices import encode_choices, join_choices, read_choices
 from hf_mtl.data.token_governors import GOVERNORS, read_heads, token_governors
 from hf_mtl.data.windows import Layout, Reading, Windows, cut_windows
+from hf_mtl.data.word_places import find_words, find_words_of_rows
 from hf_mtl.data.words import join_tokens, word_spans
 from hf_mtl.errors import DataError, ModelError
+from hf_mtl.model.choices import Choices
 from hf_mtl.model.encoders.base import check_max_length, max_positions
 from hf_mtl.model.heads.base import Words
 
@@ -39,6 +41,7 @@ class Inputs:
         tokens_given: whether the words are tokens that the user gave.
         heads: number of the word that governs each word, counted from 1, 0 for roots, `(num_words,)`; `None` where
             the graph is not known.
+        choices: the choices of a row that brings some; its words are then known, too.
     """
 
     text: str
@@ -46,6 +49,7 @@ class Inputs:
     word_spans: np.ndarray | None = None
     tokens_given: bool = False
     heads: np.ndarray | None = None
+    choices: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -54,6 +58,7 @@ class Inputs:
         text_pair: Any = None,
         tokens: Any = None,
         heads: Any = None,
+        choices: Any = None,
         *,
         split_words: bool = False,
     ) -> Inputs:
@@ -64,6 +69,7 @@ class Inputs:
             text_pair: a string or `None`.
             tokens: a list of strings, used instead of `text`.
             heads: for each token the number of the one that governs it, see `hf_mtl.data.token_governors.read_heads`.
+            choices: a list of strings or `None`.
             split_words: whether to split a text into words, for tasks that answer word by word.
 
         Raises:
@@ -71,15 +77,24 @@ class Inputs:
         """
         if text_pair is not None and not isinstance(text_pair, str):
             raise DataError(f"text_pair is {text_pair!r}", mend="give text_pair as a string")
+        choices = read_choices(choices)
         if tokens is not None:
             joined, spans = join_tokens(tokens)
-            return cls(joined, text_pair, spans, tokens_given=True, heads=read_heads(heads, tokens))
+            return cls(joined, text_pair, spans, tokens_given=True, heads=read_heads(heads, tokens), choices=choices)
         if heads is not None:
             raise DataError("heads are given without tokens", mend="give the tokens that they are numbers of")
         if text is not None and not isinstance(text, str):
             raise DataError(f"text is {text!r}", mend="give text as a string")
         text = text or ""
-        return cls(text, text_pair, word_spans(text) if split_words else None)
+        spans = word_spans(text) if split_words or choices is not None else None
+        return cls(text, text_pair, spans, choices=choices)
+
+    @property
+    def beside(self) -> str | None:
+        """What stands beside the text as one text: its pair, then the choices; `None` where there is neither."""
+        if self.choices is None:
+            return self.text_pair
+        return "\n".join(self.choices if self.text_pair is None else (self.text_pair, *self.choices))
 
 
 def read_inputs(
@@ -89,6 +104,7 @@ def read_inputs(
     text_pair: str = "text_pair",
     tokens: str = "tokens",
     heads: str | None = None,
+    choices: str | None = None,
     split_words: bool = False,
 ) -> Inputs:
     """Take in a row as users hand it to a pipeline or keep it in a file.
@@ -99,6 +115,7 @@ def read_inputs(
         text_pair: key of the second text of a pair.
         tokens: key of the tokens, read where there is no text, or where the row has heads.
         heads: key of the tokens' heads; `None` does not read them.
+        choices: key of the choices; not read where not given.
         split_words: whether to split a text into words, for tasks that answer word by word.
 
     Raises:
@@ -113,10 +130,11 @@ def read_inputs(
     if not isinstance(row, Mapping):
         raise DataError(f"{row!r} is no row", mend=f"give a text, or a mapping with {text!r} or {tokens!r}")
     graph = None if heads is None else row.get(heads)
+    given = None if choices is None else row.get(choices)
     if row.get(text) is not None and (graph is None or row.get(tokens) is None):
-        return Inputs.of(row[text], row.get(text_pair), heads=graph, split_words=split_words)
+        return Inputs.of(row[text], row.get(text_pair), heads=graph, choices=given, split_words=split_words)
     if row.get(tokens) is not None:
-        return Inputs.of(tokens=row[tokens], heads=graph)
+        return Inputs.of(tokens=row[tokens], heads=graph, choices=given)
     raise DataError(f"the row has neither {text!r} nor {tokens!r}", mend="give one of them")
 
 
@@ -131,6 +149,8 @@ class Encoded:
             rows without words.
         truncated: per row whether tokens were cut off.
         governors: per row the position of the token that governs each token; empty where they are not read.
+        choice_tokens: of each row with choices `[start, end)` of their tokens, -1 where they are too long,
+            `(num_choices, 2)`.
         windows: the windows of each row that is longer and was to be read in windows; what stands above is its first.
     """
 
@@ -139,6 +159,7 @@ class Encoded:
     first_tokens: list[np.ndarray | None]
     truncated: list[bool]
     governors: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    choice_tokens: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
     windows: dict[int, Windows] = field(default_factory=dict[int, Windows])
 
     def features(self) -> Iterator[dict[str, Any]]:
@@ -160,7 +181,8 @@ class Encoded:
             words = words_of(rows[row], windows.first_tokens)
             if words is not None:
                 joined[row] = words
-        words = [words_of(row, first) for row, first in zip(rows, self.first_tokens, strict=True)]
+        first = enumerate(zip(rows, self.first_tokens, strict=True))
+        words = [words_of(row, own, self.choice_tokens.get(place)) for place, (row, own) in first]
         return Layout(np.repeat(np.arange(len(rows)), counts), words, joined)
 
 
@@ -169,14 +191,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], reading: 
 
     Args:
         tokenizer: the tokenizer.
-        rows: the rows; those with and without a second text may be mixed. Pairs are always cut.
+        rows: the rows; those with and without a second text may be mixed. Pairs are always cut, and of rows with
+            choices the text alone.
         reading: how much is read; the tokenizer's `model_max_length` where not given.
 
     Raises:
         ModelError: words are asked for and the tokenizer gives no offsets.
     """
-    single = [index for index, row in enumerate(rows) if row.text_pair is None]
-    paired = [index for index, row in enumerate(rows) if row.text_pair is not None]
+    reading = reading or Reading(tokenizer.model_max_length)
+    plain = [index for index, row in enumerate(rows) if row.choices is None]
+    single = [index for index in plain if rows[index].text_pair is None]
+    paired = [index for index in plain if rows[index].text_pair is not None]
     encoded = Encoded([[]] * len(rows), [None] * len(rows), [None] * len(rows), [False] * len(rows))
     reading = reading or Reading(tokenizer.model_max_length)
     if reading.governors:
@@ -184,7 +209,28 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], reading: 
     for indices in (single, paired):
         if indices:
             _encode_into(encoded, tokenizer, rows, indices, reading)
+    if len(plain) < len(rows):
+        _encode_choices_into(encoded, tokenizer, rows, reading)
     return encoded
+
+
+def _encode_choices_into(
+    encoded: Encoded, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], reading: Reading
+) -> None:
+    none = np.zeros((0, 2), dtype=np.int64)
+    joined: dict[int, tuple[str, str, np.ndarray, np.ndarray]] = {}
+    for index, row in enumerate(rows):
+        if row.choices is not None:
+            pair = None if row.text_pair is None else _encodable(row.text_pair)
+            second, spans = join_choices(tokenizer, [_encodable(text) for text in row.choices], pair)
+            joined[index] = _encodable(row.text), second, spans, none if row.word_spans is None else row.word_spans
+    found = encode_choices(tokenizer, list(joined.values()), max_length=reading.max_length)
+    for index, own in zip(joined, found, strict=True):
+        encoded.input_ids[index], encoded.token_type_ids[index] = own.input_ids, own.token_type_ids
+        encoded.first_tokens[index], encoded.truncated[index] = own.first_tokens, own.truncated
+        encoded.choice_tokens[index] = own.choice_tokens
+        if reading.governors:  # nobody gives heads for the choices: all tokens are a chain
+            encoded.governors[index] = np.maximum(np.arange(len(own.input_ids)) - 1, 0)
 
 
 def _encode_into(
@@ -217,14 +263,15 @@ def _encode_into(
     )
     input_ids: Any = batch["input_ids"]
     token_types: Any = batch.get("token_type_ids") if pairs else None
-    first_tokens = _first_tokens(chosen, batch, paired=pairs is not None) if with_words else [None] * len(chosen)
+    words = [row.word_spans for row in chosen]
+    first = find_words_of_rows(words, batch, paired=pairs is not None) if with_words else [None] * len(chosen)
     for place, index in enumerate(indices):
         encoded.input_ids[index] = input_ids[place] or [_stand_in(tokenizer)]
         encoded.token_type_ids[index] = token_types[place] if token_types else None
         encoded.truncated[index] = _is_truncated(tokenizer, batch, place, reading.max_length)
-        encoded.first_tokens[index] = first_tokens[place]
+        encoded.first_tokens[index] = first[place]
         if reading.governors:
-            encoded.governors[index] = _governors(batch, place, first_tokens[place], chosen[place].heads)
+            encoded.governors[index] = _governors(batch, place, first[place], chosen[place].heads)
         if reading.stride is not None and pairs is None and encoded.truncated[index]:
             encodings: Any = batch.encodings
             from_end = tokenizer.truncation_side == "left"
@@ -295,65 +342,21 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
-def find_words(spans: np.ndarray, offsets: np.ndarray, in_text: np.ndarray) -> np.ndarray:
-    """Find the first token of each word.
+def words_of(row: Inputs, first: np.ndarray | None, choice_tokens: np.ndarray | None = None) -> Words | None:
+    """Return a row's words, and its choices, with the tokens that stand for them; `None` for a row without words.
 
     Args:
-        spans: character offsets of the words, ascending, `(num_words, 2)`.
-        offsets: character offsets of the tokens, `(num_tokens, 2)`.
-        in_text: whether a token belongs to the text the spans point into, `(num_tokens,)`.
-
-    Returns:
-        Position of the first token that shares a character with the word, -1 where none does, `(num_words,)`.
+        row: the row.
+        first: position of each word's first token.
+        choice_tokens: `[start, end)` of the tokens of each choice, perhaps in one row of numbers.
     """
-    return _find_words([spans], offsets, in_text, [len(offsets)])[0]
-
-
-def _first_tokens(rows: Sequence[Inputs], batch: Any, *, paired: bool) -> list[np.ndarray | None]:
-    """Find the first token of each word of each row, all rows at once; `None` for rows without words."""
-    given: list[list[tuple[int, int]]] = batch["offset_mapping"]
-    counts = [len(offsets) for offsets in given]
-    offsets = np.fromiter(chain.from_iterable(chain.from_iterable(given)), np.int64, count=2 * sum(counts))
-    in_text = np.ones(sum(counts), dtype=bool)  # special tokens have no characters
-    if paired:
-        numbers = chain.from_iterable(batch.sequence_ids(place) for place in range(len(rows)))
-        in_text = np.array([number == 0 for number in numbers], dtype=bool)
-    none = np.zeros((0, 2), dtype=np.int64)
-    spans = [none if row.word_spans is None else row.word_spans for row in rows]
-    found = _find_words(spans, offsets.reshape(-1, 2), in_text, counts)
-    return [None if row.word_spans is None else first for row, first in zip(rows, found, strict=True)]
-
-
-def _find_words(
-    spans: Sequence[np.ndarray], offsets: np.ndarray, in_text: np.ndarray, counts: Sequence[int]
-) -> list[np.ndarray]:
-    """Do what `find_words` does for many rows, whose tokens stand end to end: `counts` has their numbers."""
-    words = np.concatenate(spans)
-    word_counts = [len(own) for own in spans]
-    rows = np.arange(len(spans))
-    row_of_word, row_of_token = np.repeat(rows, word_counts), np.repeat(rows, counts)
-    tokens = np.flatnonzero(in_text & (offsets[:, 1] > offsets[:, 0]))
-    first = np.full(len(words), -1, dtype=np.int64)
-    if len(tokens) and len(words):
-        # Rows are set apart as if their texts stood end to end, with room between them.
-        apart = 2 + max(int(offsets.max()), int(words.max()))
-        ends = offsets[tokens, 1] + row_of_token[tokens] * apart
-        place = np.searchsorted(ends, words[:, 0] + row_of_word * apart, side="right")  # the first that ends after it
-        token = tokens[np.minimum(place, len(tokens) - 1)]
-        found = (place < len(tokens)) & (row_of_token[token] == row_of_word) & (offsets[token, 0] < words[:, 1])
-        # An empty word shares no character, not even with a token that reaches over its place.
-        found &= words[:, 1] > words[:, 0]
-        starts = np.cumsum([0, *counts])
-        first[found] = (token - starts[row_of_word])[found]
-    ends = np.cumsum(word_counts)
-    return [first[end - count : end] for end, count in zip(ends.tolist(), word_counts, strict=True)]
-
-
-def words_of(row: Inputs, first_tokens: np.ndarray | None) -> Words | None:
-    """Return a row's words together with the tokens that stand for them; `None` for a row without words."""
-    if row.word_spans is None or first_tokens is None:
+    if row.word_spans is None or first is None:
         return None
-    return Words(row.text, row.word_spans, np.asarray(first_tokens, dtype=np.int64), given=row.tokens_given)
+    choices = None
+    if row.choices is not None and choice_tokens is not None:
+        choices = Choices(row.choices, np.asarray(choice_tokens, dtype=np.int64).reshape(-1, 2))
+    positions = np.asarray(first, dtype=np.int64)
+    return Words(row.text, row.word_spans, positions, given=row.tokens_given, choices=choices)
 
 
 def _is_truncated(tokenizer: PreTrainedTokenizerBase, batch: Any, place: int, limit: int) -> bool:

@@ -12,9 +12,9 @@ import datasets.exceptions
 import numpy as np
 import pyarrow as pa
 
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.formats import BATCH_ROWS, shorten
 from hf_mtl.data.loading import Source, load_hub
-from hf_mtl.data.recipe import DatasetSource
 from hf_mtl.data.streaming import RowStream, StreamedRow, class_names, named_rows, require_columns
 from hf_mtl.errors import DataError
 

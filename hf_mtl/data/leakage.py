@@ -81,7 +81,7 @@ def first_rows(rows: EncodedSplit) -> dict[bytes, int]:
 
 
 def _keys(rows: EncodedSplit) -> list[bytes]:
-    return [text_key(inputs.text, inputs.text_pair) for inputs in rows.inputs()]
+    return [text_key(inputs.text, inputs.beside) for inputs in rows.inputs()]
 
 
 def _first_of(keys: list[bytes]) -> dict[bytes, int]:

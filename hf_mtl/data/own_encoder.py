@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
     from transformers.configuration_utils import PreTrainedConfig
 
+    from hf_mtl.data.dataset_source import DatasetSource
     from hf_mtl.data.loading import RawSplit
-    from hf_mtl.data.recipe import DatasetSource
 
 SPECIAL = {
     "pad_token": "[PAD]",

@@ -14,11 +14,13 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.balanced_weights import balanced
+from hf_mtl.data.choice_labels import number_choices
+from hf_mtl.data.dataset_source import SPLITS, DatasetSource
 from hf_mtl.data.encoded import EncodedSplit, encode_split
 from hf_mtl.data.encoding import set_max_length
 from hf_mtl.data.loading import RawSplit, read_files, read_hub, split_validation
 from hf_mtl.data.own_encoder import VOCAB_SIZE, OwnEncoder, train_tokenizer, training_texts
-from hf_mtl.data.recipe import SPLITS, DatasetSource, Recipe, TaskSource, check_windows, near, read_recipe
+from hf_mtl.data.recipe import Recipe, TaskSource, check_windows, near, read_recipe
 from hf_mtl.data.refinement import held_out_splits, refine, training_rows
 from hf_mtl.data.streamed import StreamedSplit, open_stream, stream_split
 from hf_mtl.data.streaming import RowStream, require_columns
@@ -214,6 +216,7 @@ def read_splits(
                 if read is not None:
                     known, wanted = read.dataset.column_names, _wanted_columns(dataset, own)
                     require_columns(known, wanted, where=read.sources[0].name)
+                    read = number_choices(read, dataset, own)
                     rows[name, split] = refine(name, split, read, recipe=recipe, tasks=own)
             if set_aside and dataset.validation is None and (name, "train") in rows:
                 train = rows[name, "train"]

@@ -17,9 +17,10 @@ import numpy as np
 from hf_mtl.data.arrow_cache import cache_folder
 from hf_mtl.data.augmentation.base import Augmentation, TaggedWords
 from hf_mtl.data.cleaning import CLEANING_VERSION, CleaningStep, clean_row, cleaning_steps
+from hf_mtl.data.dataset_source import SPLITS, DatasetSource
 from hf_mtl.data.deduplication import first_of_each, texts_of
 from hf_mtl.data.loading import Change, RawSplit
-from hf_mtl.data.recipe import SPLITS, DatasetSource, Recipe, TaskSource
+from hf_mtl.data.recipe import Recipe, TaskSource
 from hf_mtl.data.refinement_keys import Operation, augmentation_of
 from hf_mtl.data.words import join_tokens
 from hf_mtl.errors import HfMtlError, RecipeError
@@ -107,14 +108,15 @@ def training_rows(
 
 
 def texts(raw: RawSplit, source: DatasetSource) -> Iterator[str]:
-    """Yield what each row says as one text: its text and its pair, or its tokens as they are joined for the encoder."""
+    """Yield what each row says as one text: its text and its pair, or its tokens joined, and its choices."""
     columns = list(source.text_columns.values())
     for row in cast(Iterator[dict[str, Any]], raw.dataset.select_columns(columns)):
         values = [row[column] for column in columns]
         if source.tokens is not None and isinstance(values[0], list):
-            yield join_tokens([word for word in cast(list[Any], values[0]) if isinstance(word, str)])[0]
-        else:
-            yield "\n".join(value for value in values if isinstance(value, str))
+            values[0] = join_tokens([word for word in cast(list[Any], values[0]) if isinstance(word, str)])[0]
+        if source.choices is not None and isinstance(values[-1], list):
+            values[-1:] = cast(list[Any], values[-1])
+        yield "\n".join(value for value in values if isinstance(value, str))
 
 
 # ---------------------------------------------------------------------- cleaning
@@ -128,7 +130,8 @@ def _clean(raw: RawSplit, source: DatasetSource, given: Any, steps: Sequence[Cle
         result: dict[str, list[Any]] = {column: [] for column in columns}
         marks: list[list[int]] = []
         for values in zip(*(batch[column] for column in columns), strict=True):
-            cleaned, changed, dropped = clean_row(steps, dict(zip(columns, values, strict=True)))
+            row = dict(zip(columns, values, strict=True))
+            cleaned, changed, dropped = clean_row(steps, row, texts_in=[source.choices])
             marks.append(changed if dropped is None else [-1 - dropped])
             for column in columns:
                 result[column].append(cleaned[column])
@@ -180,7 +183,7 @@ def _augmented(
     made = kind(operation.probability, **options)
     _refuse_offsets(tasks, f"{operation.name} would change the text")
     heads = [(task, HEADS.get(task.spec.type)) for task in tasks]
-    tagging = [task for task, head in heads if not (head.pooled or head.masks_tokens)]
+    tagging = [task for task, head in heads if not (head.pooled or head.masks_tokens or head.points_into_text)]
     spans = frozenset(task.spec.name for task in tagging if are_span_tags(task.spec.labels or ()))
     if source.tokens is not None and not kind.takes_tokens:
         raise RecipeError(f"{operation.name} rewrites texts, the rows are tokens", mend=f"leave {operation.name} out")

@@ -14,8 +14,8 @@ from hf_mtl.configuration import (
     MultiTaskConfig,
     TaskSpec,
 )
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.own_encoder import OwnEncoder
-from hf_mtl.data.recipe import DatasetSource
 from hf_mtl.data.refinement_keys import DATASET_REFINEMENT, REFINEMENT, refinement_schema
 from hf_mtl.registry import HEADS
 

@@ -86,7 +86,7 @@ def summarize(
     while batch := list(islice(stream, BATCH_ROWS)):
         _count(summary, split, batch)
         for row, inputs in zip(batch, _inputs(split, batch), strict=True):
-            key = text_key(inputs.text, inputs.text_pair)
+            key = text_key(inputs.text, inputs.beside)
             for place, first in known.items():
                 if key in first:
                     shared[place].add(row, inputs.text, first[key])

@@ -13,11 +13,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_mtl.data.collator import LABEL_PREFIX
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.encoded import row_encoder
 from hf_mtl.data.file_stream import FileStream
 from hf_mtl.data.hub_stream import HubStream
 from hf_mtl.data.loading import find_files
-from hf_mtl.data.recipe import DatasetSource, TaskSource
+from hf_mtl.data.recipe import TaskSource
 from hf_mtl.data.streaming import RowStream, StreamedRow
 from hf_mtl.data.token_counter import TokenCounter
 from hf_mtl.data.windows import Reading, reading_of
@@ -78,7 +79,12 @@ class StreamedSplit:
         columns = self.source.text_columns.values()
         texts = [_plain_text(row.values[column]) for row in rows for column in columns]
         tokens = self._counter(texts).reshape(len(rows), len(columns)).sum(axis=1)
-        special = self.tokenizer.num_special_tokens_to_add(pair=self.source.text_pair is not None)
+        choices = self.source.choices
+        paired = self.source.text_pair is not None or choices is not None
+        special = self.tokenizer.num_special_tokens_to_add(pair=paired)
+        if choices is not None:  # a token between each two of them, and one behind the row's second text
+            tokens += [max(len(row.values[choices] or ()) - 1, 0) for row in rows]
+            tokens += self.source.text_pair is not None
         return np.minimum(tokens + special, self.max_length)
 
     @property

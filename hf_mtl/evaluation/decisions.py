@@ -54,7 +54,8 @@ class Decided:
     Args:
         label: the answer as the data would hold it.
         decisions: what it was made of; those with a right label alone, where right labels are given.
-        whole: whether the answer is about all of the row: not where words were cut off, or there are none.
+        whole: whether the answer is about all of the row: not where words were cut off, or there are none; of a row
+            with choices, about all of these.
     """
 
     label: Any
@@ -81,7 +82,8 @@ def decide(
 
     The choices are those that `encode` makes of the answer, which need not be the most probable ones of a head that
     decides otherwise, such as by the best path or by a threshold. Where labels are no choices with a probability each,
-    the answer as a whole is one choice, between wrong and right, with the confidence that the head gives it.
+    or are a row's own, the answer as a whole is one choice, between wrong and right, with the confidence that the head
+    gives it.
 
     Args:
         head: the task's head.
@@ -108,7 +110,9 @@ def decide(
         if words is None or not (words.given or head.points_into_text):
             return None
         whole = bool((words.first_tokens >= 0).all()) and len(words.first_tokens) > 0
-    if head.measure != "probability":
+        if head.reads_choices:
+            whole = words.choices is not None and words.choices.whole
+    if head.measure != "probability" or head.reads_choices:
         return _as_one(head, spec, logits, words, gold, whole=whole)
     probabilities = np.asarray(head.choice_probabilities(spec, logits, words), dtype=np.float64)
     label = None

@@ -12,6 +12,7 @@ from datasets import List, Value
 from hf_mtl.configuration import SCHEMES
 from hf_mtl.errors import DataError, SpecError, one_of
 from hf_mtl.evaluation.answer_metric import AnswersMetric
+from hf_mtl.evaluation.choice_metric import ChoicesMetric
 from hf_mtl.evaluation.counting import (
     Disagreement,
     average_ranks,
@@ -233,6 +234,7 @@ METRICS: dict[str, type[TaskMetric]] = {
         OrdinalMetric,
         AnswersMetric,
         MaskedTokensMetric,
+        ChoicesMetric,
     )
 }
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hf_mtl.configuration import select_tasks
+from hf_mtl.data.choices import check_fit
 from hf_mtl.data.collator import MultiTaskCollator
-from hf_mtl.data.encoding import Inputs, encode
+from hf_mtl.data.encoding import Inputs, encode, read_inputs
 from hf_mtl.data.masking import Masking, masked_tasks
 from hf_mtl.data.windows import Layout, merge_windows, reading_of
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
@@ -258,9 +259,48 @@ def needs_words(model: MultiTaskModel, tasks: Sequence[str] | None = None) -> bo
     return any(not (head.pooled or head.masks_tokens) for head in heads) or any(spec.token_graph for spec in specs)
 
 
-def heads_column(model: MultiTaskModel, name: str = "heads") -> str | None:
-    """Return the field of a row that holds the heads of its tokens; `None` for models that read no graph."""
-    return name if any(spec.token_graph for spec in model.specs) else None
+def reads_heads(model: MultiTaskModel) -> bool:
+    """Tell whether a model has a task with a token graph, and reads the heads of tokens for all tasks."""
+    return any(spec.token_graph for spec in model.specs)
+
+
+def reads_choices(model: MultiTaskModel) -> bool:
+    """Tell whether a model has a task that chooses among the choices of a row, which it then reads for all tasks."""
+    return any(HEADS.get(spec.type).reads_choices for spec in model.specs)
+
+
+class RowReader:
+    """Takes in rows as users hand them to a model, with what its tasks need of them.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        tasks: the tasks to answer; all where not given.
+    """
+
+    def __init__(self, model: MultiTaskModel, tokenizer: Any, tasks: Sequence[str] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.reading = reading_of(select_tasks(model.specs, tasks), tokenizer)
+        self.split_words = needs_words(model, tasks)
+        self.reads_choices, self.reads_heads = reads_choices(model), reads_heads(model)
+
+    def read(self, row: Any, *, heads: str = "heads", choices: str = "choices", **keys: str) -> Inputs:
+        """Take in a row; keys and errors as in `hf_mtl.data.encoding.read_inputs`.
+
+        Raises:
+            DataError: its choices alone are longer than what is read of a row, too.
+        """
+        optional = {
+            "heads": heads if self.reads_heads else None,
+            "choices": choices if self.reads_choices else None,
+        }
+        return self.checked(read_inputs(row, **optional, **keys, split_words=self.split_words))
+
+    def checked(self, row: Inputs) -> Inputs:
+        """Return a row whose choices are read to their ends; errors as in `read`."""
+        if row.choices is not None:
+            check_fit(self.tokenizer, row.choices, row.text_pair, self.reading.max_length)
+        return row
 
 
 def _rows(features: Any, rows: np.ndarray) -> list[Mapping[str, Any]]:

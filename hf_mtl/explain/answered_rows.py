@@ -132,7 +132,7 @@ class AnsweredRows:
         judged = [
             Judged(
                 row=place,
-                text=row.text if row.text_pair is None else f"{row.text} / {row.text_pair}",
+                text=row.text if row.beside is None else f"{row.text} / {row.beside}",
                 prediction=head.prediction(spec, own),
                 reference=head.reference(spec, value),
                 confidence=head.confidence(spec, own),
@@ -169,6 +169,8 @@ def _explained(explainer: Explainer, row: Inputs, task: str, method: str) -> Exp
     given: dict[str, Any] = {"text": row.text, "text_pair": row.text_pair}
     if row.tokens_given and row.word_spans is not None:
         given = {"tokens": [row.text[start:end] for start, end in np.asarray(row.word_spans).tolist()]}
+    if row.choices is not None:
+        given["choices"] = list(row.choices)
     try:
         return explainer.explain(given, task, method=method)[task]
     except DataError:  # longer than the model reads

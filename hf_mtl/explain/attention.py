@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.data.encoding import Inputs, read_inputs
+from hf_mtl.data.encoding import Inputs
 from hf_mtl.errors import SpecError, one_of
-from hf_mtl.evaluation.prediction import heads_column
 from hf_mtl.explain.attention_html import AttentionView, Drawing, Measure, attention_page, heat_map
 from hf_mtl.explain.attention_weights import AttentionWeights, attention_weights
 from hf_mtl.explain.subject import Subject
@@ -49,7 +48,7 @@ def attention_view(
 
     Args:
         subject: the model; its attention is eager during the pass, and as it was afterwards.
-        text: a text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`.
+        text: a text, or a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`.
         kind: `"head"`, one layer at a time; `"model"`, all layers and heads at a glance; `"neuron"`, how queries and
             keys make the weights.
         wanted: the tasks whose own weights can be chosen, and what of them is explained; not in the neuron view.
@@ -70,7 +69,7 @@ def attention_view(
     if len(shown) < len(read.parts):
         notices.append(f"{len(shown)} of {len(read.parts)} tokens are drawn; the model has read all of these.")
     drawing = _drawing(subject, read, kind, weights, shown, layers, heads)
-    above = [_paragraph(part, "words") for part in (read.row.text, read.row.text_pair) if part is not None]
+    above = [_paragraph(part, "words") for part in (read.row.text, read.second) if part is not None]
     above += [_paragraph(note, "small") for note in (*notices, SHARED_NOTE, *([TASK_NOTE] if wanted else []))]
     below = []
     if weights.pooling:
@@ -107,7 +106,7 @@ def token_names(subject: Subject, text: ExplainedText) -> list[str]:
     for token, (start, end), part in zip(
         subject.tokenizer.convert_ids_to_tokens(text.input_ids.tolist()), text.offsets, text.parts, strict=True
     ):
-        row = text.row.text if part == 0 else text.row.text_pair or ""
+        row = text.row.text if part == 0 else text.second or ""
         written = row[start:end].strip() if part >= 0 else ""
         names.append(f"##{written}" if written and token.startswith("##") else written or token)
     return names
@@ -130,7 +129,9 @@ def _check(kind: str, wanted: Mapping[str, Wanted], max_tokens: int | None) -> i
 
 def _read(subject: Subject, text: Any) -> tuple[ExplainedText, list[str]]:
     """Read as much of a text as the model does, and say what was cut off."""
-    row = read_inputs(text, heads=heads_column(subject.model), split_words=True)
+    row = subject.inputs(text)
+    if row.choices is not None:  # what is asked about choices needs all of them
+        return subject.read(row), []
     limit: int = subject.tokenizer.model_max_length
     length = _length(subject, row)
     if length <= limit:

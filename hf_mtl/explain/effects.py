@@ -76,6 +76,11 @@ class Intervention:
         self.measure = "share" if self.over is not None else explanation.measure
         self._known: dict[tuple[str, frozenset[int]], Effect] = {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the labels, or of the row's own choices."""
+        return self.target.names or self.spec.labels or ()
+
     @cached_property
     def base(self) -> Measured:
         """The text with all its words."""
@@ -153,7 +158,7 @@ class Intervention:
 
     def _instead(self, measured: Measured, place: int) -> dict[str, Any]:
         """Name the answer that took the target's place, and measure it."""
-        names = self.spec.labels or ()
+        names = self.names
         if self.over is not None:
             after = 1.0 - float(self._values(measured)[place])
             labels, values = self.over, (1.0 - self.before, after)

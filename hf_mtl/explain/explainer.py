@@ -57,7 +57,7 @@ class Explainer:
         """Share out a text's answers among its words.
 
         Args:
-            text: a text, a mapping with `text` (and perhaps `text_pair`) or `tokens`, or a list of them.
+            text: a text, a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`, or a list of them.
             tasks: the tasks to explain; all where not given, but those that mask tokens.
             method: name of an attribution method; `"auto"`, the one that suits the task; `"accurate"`, the most
                 faithful and slowest, permutation Shapley values.
@@ -102,7 +102,7 @@ class Explainer:
         """Draw where attention goes: `hf_mtl.explain.attention.attention_view`.
 
         Args:
-            text: a text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`.
+            text: a text, or a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`.
             kind: `"head"`, `"model"` or `"neuron"`.
             tasks: the tasks whose own weights are to be seen beside the attention that all share; none where not given.
             target: what of these tasks is explained, as in `explain`.
@@ -178,7 +178,7 @@ class Explainer:
             task=task,
             method=name,
             text=text.row.text,
-            text_pair=text.row.text_pair,
+            text_pair=text.second,
             units=text.units,
             scores=tuple(attribution.scores.astype(np.float64).tolist()),
             signed=method.signed,

@@ -43,7 +43,7 @@ class Explanation:
         task: name of the task.
         method: the attribution method.
         text: the text; tokens joined, where tokens were given.
-        text_pair: the second text of a pair.
+        text_pair: the second text of a pair, or the choices as they are read, with what stands between them.
         units: the words or tokens with their character offsets.
         scores: what each unit contributes to the target's score, one per unit: differences of logits, or the label's
             unit for regression.

@@ -22,6 +22,7 @@ from hf_mtl.explain.tracin import Pull, influences
 from hf_mtl.inference.loading import load_model
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.model.targets import Target, Wanted
+from hf_mtl.registry import HEADS
 from hf_mtl.writing import TextTable, read_json
 
 SIMILARITIES = ("dot", "cosine")
@@ -202,6 +203,12 @@ def influence(
     if similarity not in SIMILARITIES:
         raise SpecError(f"similarity is {similarity!r}", mend=f"use one of {one_of(SIMILARITIES)}")
     drawn = draw_rows(model, train, [task], limit=rows, seed=seed)[task]
+    if leave_out and HEADS.get(drawn.spec.type).reads_choices:
+        raise SpecError(
+            f"leave_out is {leave_out}, but a head that compares choices is not fitted anew token by token",
+            where=f"task {task!r}",
+            mend="leave leave_out at 0",
+        )
     if leave_out >= len(drawn):
         raise SpecError(f"leave_out is {leave_out}, and there are {len(drawn)} rows", mend="leave fewer out")
     subject = Subject(model, tokenizer)
@@ -308,6 +315,8 @@ def _own_state(subject: Subject, text: ExplainedText, task: str, target: Target)
     """Return what a head reads of the text at the target: `(1, hidden_size)`, or `(positions, 1, hidden_size)`."""
     states: Any = subject.forward(text, [], output_hidden_states=True).output.hidden_states
     state = states[-1].float().cpu()
+    if target.spans is not None:
+        return torch.stack([state[0, start:end].mean(dim=0) for start, end in target.spans]).unsqueeze(1)
     if target.words is None:
         return pooling_of(subject.model, task)(state, torch.ones(state.shape[:2], dtype=torch.long))
     return state[0, text.words.first_tokens[list(target.words)].tolist()].unsqueeze(1)

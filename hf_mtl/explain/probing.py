@@ -108,7 +108,7 @@ def layer_probe(
         tokenizer: its tokenizer.
         train: rows to fit on, by dataset.
         validation: rows to score, by dataset.
-        tasks: the tasks; all that have labels in both where not given.
+        tasks: the tasks; all that have labels in both where not given, but none that chooses among a row's choices.
         rows: rows of a task in each, drawn at random.
         penalty: weight of the probes' penalty.
         seed: seed of rows and of the random order.
@@ -124,6 +124,14 @@ def layer_probe(
     both = [task for task in fitted if task in scored]
     if not both:
         raise DataError("no task has labels in both", where="train and validation", mend="use other splits")
+    choosing = [task for task in both if HEADS.get(fitted[task].spec.type).reads_choices]
+    if choosing and (tasks is not None or choosing == both):
+        raise SpecError(
+            "it compares the choices of a row, and a probe reads one token at a time",
+            where=f"task {choosing[0]!r}",
+            mend="probe other tasks",
+        )
+    both = [task for task in both if task not in choosing]
     return LayerProbe(
         tuple(_probe(model, tokenizer, fitted[task], scored[task], penalty=penalty, seed=seed) for task in both)
     )

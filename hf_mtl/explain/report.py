@@ -156,7 +156,7 @@ def _measure_name(intervention: Intervention, language: Language) -> str:
         return language.value
     if intervention.over is None:
         return name.label
-    labels = intervention.spec.labels or ()
+    labels = intervention.names
     over = " ".join(dict.fromkeys(labels[int(label)] for label in intervention.over))
     return language.against(name.label, over)
 
@@ -179,7 +179,7 @@ def _isolated(word: str) -> str:
 
 def _unsure(intervention: Intervention, language: Language) -> str:
     """Say that the model is not sure, where it is not; empty where it is, or where it predicts a number."""
-    spec, names = intervention.spec, intervention.spec.labels or ()
+    spec, names = intervention.spec, intervention.names
     if intervention.explanation.measure == "value":
         return ""
     probabilities = intervention.head.probabilities(spec, intervention.base.logits[0])  # (positions, num_labels)

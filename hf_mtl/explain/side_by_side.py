@@ -172,7 +172,7 @@ def side_by_side(explainer: Explainer, text: Any, tasks: Sequence[str] | None = 
 
     Args:
         explainer: the model.
-        text: a text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`.
+        text: a text, or a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`.
         tasks: the tasks; all where not given.
         options: passed to `Explainer.explain`: `method`, `target`, `units` and options of the method.
 

@@ -15,7 +15,14 @@ from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.encoding import Inputs, read_inputs
 from hf_mtl.data.token_governors import GOVERNORS, keep_tokens
 from hf_mtl.errors import SpecError, one_of
-from hf_mtl.evaluation.prediction import collator_for, evaluation_mode, heads_column, length_batches, predict_batches
+from hf_mtl.evaluation.prediction import (
+    collator_for,
+    evaluation_mode,
+    length_batches,
+    predict_batches,
+    reads_choices,
+    reads_heads,
+)
 from hf_mtl.explain.text import ExplainedText, read_text
 from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
@@ -86,9 +93,15 @@ class Subject:
 
     def read(self, row: Any, *, units: str = "word") -> ExplainedText:
         """Tokenize a text, a mapping with a text (and perhaps its pair) or tokens, or a row that was read already."""
-        inputs = row if isinstance(row, Inputs) and row.word_spans is not None else None
-        inputs = inputs or read_inputs(row, heads=heads_column(self.model), split_words=True)
-        return read_text(self.tokenizer, inputs, units=units)
+        return read_text(self.tokenizer, self.inputs(row), units=units)
+
+    def inputs(self, row: Any) -> Inputs:
+        """Take in a row as `read` does, with its words, and its choices or its graph where the model reads them."""
+        if isinstance(row, Inputs) and row.word_spans is not None:
+            return row
+        heads = "heads" if reads_heads(self.model) else None
+        choices = "choices" if reads_choices(self.model) else None
+        return read_inputs(row, heads=heads, choices=choices, split_words=True)
 
     def forward(
         self,
@@ -116,7 +129,7 @@ class Subject:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if text.token_type_ids is not None:
             inputs["token_type_ids"] = torch.from_numpy(text.token_type_ids).to(device).expand(rows, -1)
-        if heads_column(self.model) is not None:
+        if reads_heads(self.model):
             inputs[GOVERNORS] = torch.from_numpy(text.governors).to(device).expand(rows, -1)
         options = {
             name: True
@@ -150,6 +163,8 @@ class Subject:
         Returns:
             `(rows, positions, num_labels)`.
         """
+        if target.spans is not None:
+            return torch.stack([logits[:, start:end].mean(dim=1) for start, end in target.spans], dim=-1)
         if target.words is None:
             return logits.unsqueeze(1)
         return logits[:, text.words.first_tokens[list(target.words)].tolist()]
@@ -163,7 +178,7 @@ class Subject:
     ) -> dict[str, Measured]:
         """Take units away and see what the targets come to; all tasks share the passes.
 
-        The words of a tagging target cannot be left out: where they are to be deleted, they are masked.
+        The words of a tagging target, and choices, cannot be left out: where they are to be deleted, they are masked.
 
         Args:
             text: the text.
@@ -176,12 +191,13 @@ class Subject:
         """
         if how not in REMOVALS:
             raise SpecError(f"perturb is {how!r}", mend=f"use one of {one_of(REMOVALS)}")
-        groups: dict[tuple[int, ...], dict[str, Target]] = {}
+        groups: dict[bytes, tuple[np.ndarray, dict[str, Target]]] = {}
         for task, target in targets.items():
-            groups.setdefault(target.words or (), {})[task] = target
+            protected = text.tokens_of_target(target)
+            groups.setdefault(protected.tobytes(), (protected, {}))[1][task] = target
         found: dict[str, Measured] = {}
-        for words, group in groups.items():
-            found |= self._measure(text, removed, group, how, protected=text.tokens_of_words(words))
+        for protected, group in groups.values():
+            found |= self._measure(text, removed, group, how, protected=protected)
         return {task: found[task] for task in targets}
 
     @property
@@ -208,7 +224,7 @@ class Subject:
             }
             for row, keep in enumerate(kept)
         ]
-        if heads_column(self.model) is not None:
+        if reads_heads(self.model):
             for feature, governors in zip(features, keep_tokens(text.governors, kept), strict=True):
                 feature[GOVERNORS] = governors
         batches = length_batches(kept.sum(axis=1), batch_size=self.batch_size, max_tokens=self.max_tokens)
@@ -220,7 +236,14 @@ class Subject:
         for predicted in predict_batches(self.model, collator, features, batches, tasks=list(targets)):
             for task, target in targets.items():
                 logits = predicted.logits[task]
-                if target.words is None:
+                if target.spans is not None:
+                    places = np.cumsum(kept[predicted.rows], axis=1) - 1
+                    means = [
+                        np.take_along_axis(logits, places[:, start:end, None], axis=1).mean(axis=1)
+                        for start, end in target.spans
+                    ]
+                    at_target[task][predicted.rows] = np.stack(means, axis=-1)
+                elif target.words is None:
                     at_target[task][predicted.rows] = logits[:, None]
                 else:
                     places = np.cumsum(kept[predicted.rows], axis=1)[:, text.words.first_tokens[list(target.words)]] - 1

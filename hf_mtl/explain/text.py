@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_mtl.data.encoding import Inputs, encode, find_words, words_of
+from hf_mtl.data.choices import join_choices
+from hf_mtl.data.encoding import Inputs, encode, words_of
 from hf_mtl.data.windows import Reading
+from hf_mtl.data.word_places import find_words
 from hf_mtl.data.words import word_spans
 from hf_mtl.errors import DataError, ModelError, SpecError, one_of
 from hf_mtl.model.heads.base import Words
+from hf_mtl.model.targets import Target
 
 UNITS = ("word", "token")
 
@@ -47,6 +50,7 @@ class ExplainedText:
         parts: 0 or 1 as in `Unit`, -1 for special tokens, `(num_tokens,)`.
         words: the words of the text, for tagging.
         governors: position of the token that governs each token, for token graphs, `(num_tokens,)`.
+        second: what is read beside the text, which offsets of part 1 count in: its pair, or its choices.
     """
 
     row: Inputs
@@ -58,6 +62,7 @@ class ExplainedText:
     parts: np.ndarray
     words: Words
     governors: np.ndarray
+    second: str | None = None
 
     def sum_over_units(self, token_scores: np.ndarray) -> np.ndarray:
         """Add up the scores of each unit's tokens; those of special tokens belong to none.
@@ -92,6 +97,13 @@ class ExplainedText:
         for word in words:
             start, end = self.words.spans[word]
             chosen |= (self.parts == 0) & (self.offsets[:, 0] < end) & (self.offsets[:, 1] > start)
+        return chosen
+
+    def tokens_of_target(self, target: Target) -> np.ndarray:
+        """Tell which tokens a target's score is read at, for targets that are a part of the row; `(num_tokens,)`."""
+        chosen = self.tokens_of_words(target.words or ())
+        for start, end in target.spans or ():
+            chosen[start:end] = True
         return chosen
 
     def units_of_words(self, words: tuple[int, ...]) -> np.ndarray:
@@ -129,14 +141,15 @@ def read_text(tokenizer: Any, row: Inputs, *, units: str = "word") -> ExplainedT
             mend="explain a part of it",
         )
     ids = np.array(encoded.input_ids[0], dtype=np.int64)
-    batch = tokenizer(row.text, row.text_pair, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    second, pieces = second_text(tokenizer, row)
+    batch = tokenizer(row.text, second, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
     offsets = np.array(batch["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     parts = np.array([-1 if part is None else part for part in batch.sequence_ids(0)], dtype=np.int64)
     if not len(parts):  # a stand-in for a text without tokens
         offsets, parts = np.zeros((len(ids), 2), dtype=np.int64), np.full(len(ids), -1)
-    found, unit_of_token = _find_units(row, offsets, parts, units)
+    found, unit_of_token = _find_units(row, second, pieces, offsets, parts, units)
     types = encoded.token_type_ids[0]
-    words = words_of(row, encoded.first_tokens[0])
+    words = words_of(row, encoded.first_tokens[0], encoded.choice_tokens.get(0))
     assert words is not None  # the row has its words
     return ExplainedText(
         row,
@@ -148,21 +161,45 @@ def read_text(tokenizer: Any, row: Inputs, *, units: str = "word") -> ExplainedT
         parts,
         words,
         encoded.governors[0],
+        second,
     )
 
 
-def _find_units(row: Inputs, offsets: np.ndarray, parts: np.ndarray, units: str) -> tuple[tuple[Unit, ...], np.ndarray]:
-    """Return the units, and the index of each token's unit."""
+def second_text(tokenizer: Any, row: Inputs) -> tuple[str | None, list[tuple[int, int]]]:
+    """Return what is read beside a text, and the character offsets of what in it is the row's own: pair and choices."""
+    if row.choices is None:
+        return row.text_pair, [] if row.text_pair is None else [(0, len(row.text_pair))]
+    second, spans = join_choices(tokenizer, row.choices, row.text_pair)
+    start = second.index(row.text_pair) if row.text_pair else 0
+    pair = [(start, start + len(row.text_pair))] if row.text_pair else []
+    return second, [*pair, *((start, end) for start, end in spans.tolist())]
+
+
+def _find_units(
+    row: Inputs,
+    second: str | None,
+    pieces: list[tuple[int, int]],
+    offsets: np.ndarray,
+    parts: np.ndarray,
+    units: str,
+) -> tuple[tuple[Unit, ...], np.ndarray]:
+    """Return the units, and the index of each token's unit; what separates choices is none."""
     found: list[Unit] = []
     unit_of_token = np.full(len(offsets), -1, dtype=np.int64)
-    for part, text in enumerate((row.text, row.text_pair)):
+    for part, text in enumerate((row.text, second)):
         if text is None:
             continue
         tokens = np.flatnonzero((parts == part) & (offsets[:, 1] > offsets[:, 0]))
+        if part == 1 and row.choices is not None:
+            inside = [((offsets[tokens, 0] < end) & (offsets[tokens, 1] > start)) for start, end in pieces]
+            tokens = tokens[np.any(inside, axis=0)]
         if units == "token":
             spans, owner = offsets[tokens], np.arange(len(tokens))
         else:
-            spans = row.word_spans if part == 0 and row.word_spans is not None else word_spans(text)
+            if part == 0:
+                spans = row.word_spans if row.word_spans is not None else word_spans(text)
+            else:
+                spans = np.concatenate([start + word_spans(text[start:end]) for start, end in pieces])
             owner = _first_overlapping(spans, offsets[tokens])
         unit_of_token[tokens] = np.where(owner >= 0, owner + len(found), -1)
         found += [Unit(text[start:end], int(start), int(end), part) for start, end in spans]

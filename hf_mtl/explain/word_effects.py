@@ -104,7 +104,7 @@ def word_effects(
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
     for place, text in enumerate(texts):
         target = subject.target(text, subject.forward(text, [task]), task, Wanted())
-        names = subject.spec(task).labels
+        names = target.names or subject.spec(task).labels
         label = names[target.labels[0]] if names else "value"
         own = text.units_of_words(target.words) if target.words is not None else np.zeros(len(text.units), dtype=bool)
         # Readings are spent on words that can be counted, and on none of them without end.
@@ -241,6 +241,6 @@ def _counted(split: EncodedSplit, source: TaskSource) -> list[tuple[set[str], se
 def _words(row: Inputs) -> set[str]:
     spans = word_spans(row.text) if row.word_spans is None else row.word_spans
     words = {row.text[start:end].casefold() for start, end in spans}
-    if row.text_pair is not None:
-        words |= {row.text_pair[start:end].casefold() for start, end in word_spans(row.text_pair)}
+    if row.beside is not None:
+        words |= {row.beside[start:end].casefold() for start, end in word_spans(row.beside)}
     return words

@@ -27,6 +27,7 @@ TASK_TYPES = {
     "token_classification": "token-classification",
     "regression": "text-classification",
     "masked_language_modeling": "fill-mask",
+    "multiple_choice": "multiple-choice",
 }
 """The Hub's names of our task types; all others are text classification."""
 METRIC_TYPES = {"f1_macro": "f1", "f1_micro": "f1", "f1_weighted": "f1", "mcc": "matthews_correlation"}
@@ -209,8 +210,10 @@ def _summary(facts: CardFacts) -> str:
 def _task_line(task: TaskSpec) -> tuple[str, str, str]:
     labels = [f"`{label}`" for label in (task.labels or ())[:SHOWN_LABELS]]
     more = len(task.labels or ()) - len(labels)
-    without = "tokens of the text" if HEADS.get(task.type).masks_tokens else "a number"
-    return task.name, task.type, ", ".join(labels) + (f" and {more} more" if more > 0 else "") or without
+    head = HEADS.get(task.type)
+    answer = "one of each row's choices" if head.reads_choices else "a number"
+    answer = "tokens of the text" if head.masks_tokens else answer
+    return task.name, task.type, ", ".join(labels) + (f" and {more} more" if more > 0 else "") or answer
 
 
 def _usage(facts: CardFacts) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.formats import read_batches, unquoted
 from hf_mtl.data.loading import RawSplit, find_files, read_files, read_hub
-from hf_mtl.data.recipe import DatasetSource
 from hf_mtl.errors import DataError, OutputError, one_of
 from hf_mtl.inference.files import write_jsonl
 from hf_mtl.inference.parquet import write_parquet

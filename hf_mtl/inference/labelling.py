@@ -16,11 +16,12 @@ import numpy as np
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data.cleaning import CleaningStep, clean_row, cleaning_steps
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.encoded import splits_words
 from hf_mtl.data.encoding import Inputs, encode
 from hf_mtl.data.masking import select_unmasked
 from hf_mtl.data.preparation import known_tasks, read_splits
-from hf_mtl.data.recipe import DatasetSource, Recipe, TaskSource
+from hf_mtl.data.recipe import Recipe, TaskSource
 from hf_mtl.data.streaming import require_columns
 from hf_mtl.data.windows import reading_of
 from hf_mtl.errors import DataError, HfMtlError, SpecError, one_of
@@ -178,6 +179,8 @@ def label_file(
     answers = _Answers(
         model, tokenizer, files.dataset, kept, cleaning=steps, batch_size=batch_size, max_tokens=max_tokens
     )
+    choosing = [task for task in kept if answers.heads[task.spec.name].reads_choices]
+    answers.by_text = frozenset(task.spec.name for task in choosing if _holds_text(files, task.label))
     temperatures = _calibrate(answers, recipe) if calibrated else {}
     found = {name: FilledTask(name, limits[name], temperatures.get(name)) for name in limits}
     if recipe.datasets[kept[0].dataset].validation is None and source is None:
@@ -225,14 +228,22 @@ class _Answers:
         self.model, self.tokenizer, self.dataset, self.cleaning = model, tokenizer, dataset, cleaning
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.split_words = splits_words(tasks)
+        self.by_text = frozenset[str]()  # tasks whose labels are choices by their text
         self.tasks = {task.spec.name: task for task in tasks}
         self.heads: dict[str, type[TaskHead]] = {name: HEADS.get(own.spec.type) for name, own in self.tasks.items()}
 
     def cleaned(self, row: Row) -> Row | None:
         """Return a row as training reads it; `None` where training would leave it out."""
-        columns = self.dataset.text_columns.values()
-        values, _, dropped = clean_row(self.cleaning, {name: row.values.get(name) for name in columns})
+        columns = {name: row.values.get(name) for name in self.dataset.text_columns.values()}
+        values, _, dropped = clean_row(self.cleaning, columns, texts_in=[self.dataset.choices])
         return Row({**row.values, **values}, row.where) if dropped is None else None
+
+    def as_written(self, task: str, label: Any, row: Row) -> Any:
+        """Return a label as the rows have it; `None` where the text of a choice would name several."""
+        if task not in self.by_text:
+            return label
+        texts: Any = row.values[str(self.dataset.choices)]
+        return texts[label] if list(texts).count(texts[label]) == 1 else None
 
     def logits(
         self, rows: Sequence[Row]
@@ -296,11 +307,20 @@ def _row_labels(
             continue
         decided = decide(head, spec, logits[name], words(spec))
         sure = _least_sure(decided, own.calibrated)
-        if decided is not None and sure is not None and sure >= own.threshold:
-            labels[name] = (decided.label, sure)
+        if decided is None or sure is None or sure < own.threshold:
+            continue
+        label = answers.as_written(name, decided.label, row)
+        if label is not None:
+            labels[name] = (label, sure)
             own.filled += 1
             own.sure.append(sure)
     return labels
+
+
+def _holds_text(files: RowFiles, column: str) -> bool:
+    """Tell whether the first label of a column is text."""
+    values = (row.values.get(column) for chunk in files.batches() for row in chunk)
+    return isinstance(next((value for value in values if value is not None), None), str)
 
 
 def _least_sure(decided: Decided | None, calibrated: Calibrated | None) -> float | None:

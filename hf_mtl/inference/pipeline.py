@@ -10,9 +10,9 @@ from typing import Any, cast
 from transformers.pipelines.base import Pipeline
 
 from hf_mtl.configuration import select_tasks
-from hf_mtl.data.encoding import Inputs, read_inputs
+from hf_mtl.data.encoding import Inputs
 from hf_mtl.errors import DataError
-from hf_mtl.evaluation.prediction import Answers, answer, heads_column, needs_words
+from hf_mtl.evaluation.prediction import Answers, RowReader, answer
 from hf_mtl.model.modeling import MultiTaskModel
 
 DEFAULT_BATCH_SIZE = 64
@@ -21,10 +21,10 @@ DEFAULT_BATCH_SIZE = 64
 class MultiTaskPipeline(Pipeline):
     """Answers all tasks of a model, or those named in `tasks`.
 
-    A text, or a mapping with `text` (and perhaps `text_pair`) or `tokens`, gives one dictionary, task name -> answer; a
-    list of them gives a list, and any other iterable, such as a generator or a dataset, an iterator. Tasks with a token
-    graph read `heads` beside `tokens`: for each token the number of its governor from 1 on, 0 for roots. Answers are
-    plain JSON values:
+    A text, or a mapping with `text` (and perhaps `text_pair`, `choices`) or `tokens`, gives one dictionary, task name
+    -> answer; a list of them gives a list, and any other iterable, such as a generator or a dataset, an iterator. Tasks
+    with a token graph read `heads` beside `tokens`: for each token the number of its governor from 1 on, 0 for roots.
+    Answers are plain JSON values:
 
     - `sequence_classification`: `{"label", "score", "scores": {label: probability}}`
     - `multi_label_classification`: `{"labels": [...], "scores": {label: probability}}`
@@ -36,6 +36,8 @@ class MultiTaskPipeline(Pipeline):
       answer at 0 where there is none
     - `masked_language_modeling`: `{"masks": [[{"score", "token", "token_str"}, ...], ...]}`, for each mask token of the
       text, such as `[MASK]`, the five most probable tokens, as the `fill-mask` pipeline has them
+    - `multiple_choice`: `{"choice", "index", "score", "scores": [...]}`, of the row's `choices`, a list of texts: the
+      chosen text, its number counted from 0, and the probabilities of all; `None` for a row without choices
 
     Args:
         model: the model.
@@ -103,8 +105,7 @@ class MultiTaskPipeline(Pipeline):
     # The base class passes tensors between its steps; rows of any length pass as they are here.
 
     def preprocess(self, input_: Any, tasks: Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
-        model = self._multi_task_model
-        return {"rows": [read_inputs(input_, heads=heads_column(model), split_words=needs_words(model, tasks))]}
+        return {"rows": [RowReader(self._multi_task_model, self.tokenizer, tasks).read(input_)]}
 
     def _forward(
         self, input_tensors: dict[str, Any], tasks: Sequence[str] | None = None, batch_size: int = 1, **_: Any

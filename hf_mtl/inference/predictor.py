@@ -14,17 +14,15 @@ import numpy as np
 import torch
 
 from hf_mtl.configuration import select_tasks
-from hf_mtl.data.encoding import Inputs, encode, read_inputs
+from hf_mtl.data.encoding import Inputs, encode
 from hf_mtl.data.masking import masked_tasks
-from hf_mtl.data.windows import reading_of
 from hf_mtl.errors import DataError, SpecError, one_of
 from hf_mtl.evaluation.prediction import (
     Answers,
     RowLogits,
+    RowReader,
     collator_for,
     evaluation_mode,
-    heads_column,
-    needs_words,
     predict_batch,
     row_batches,
 )
@@ -51,12 +49,14 @@ class Columns:
         text_pair: field of the second text.
         tokens: field of the tokens.
         heads: field of the tokens' heads, see `hf_mtl.data.token_governors.read_heads`.
+        choices: field of the choices, read where the model has a task that chooses among them.
     """
 
     text: str | None = "text"
     text_pair: str = "text_pair"
     tokens: str = "tokens"
     heads: str = "heads"
+    choices: str = "choices"
 
 
 class Predictor:
@@ -121,9 +121,7 @@ class Predictor:
         self._run = compiled(model) if compile else model
         self._workers, self._threads = _threads(model, workers, compile=compile)
         self._collator = collator_for(model, tokenizer, self.tasks)
-        self._reading = reading_of(select_tasks(model.specs, self.tasks), tokenizer)
-        self._split_words = needs_words(model, self.tasks)
-        self._heads = heads_column(model, self.columns.heads)
+        self._reader = RowReader(model, tokenizer, self.tasks)
 
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer rows; see `chunks`."""
@@ -165,7 +163,7 @@ class Predictor:
                 row["error"] = str(error)
             else:
                 chunk.places.append(place)
-        encoded = encode(self.tokenizer, inputs, self._reading)
+        encoded = encode(self.tokenizer, inputs, self._reader.reading)
         features, merged = list(encoded.features()), RowLogits(self.model, encoded.layout(inputs), self.tokenizer)
         lengths = np.array([len(feature["input_ids"]) for feature in features], dtype=np.int64)
         self.tokens += int(lengths.sum())
@@ -179,14 +177,14 @@ class Predictor:
         if columns.text is None:
             if row.get(columns.tokens) is None:
                 raise DataError(f"the row has no {columns.tokens!r}", mend="name the column of tokens")
-            return Inputs.of(tokens=row[columns.tokens], heads=row.get(self._heads) if self._heads else None)
-        return read_inputs(
+            row = {key: row[key] for key in (columns.tokens, columns.heads, columns.choices) if key in row}
+        return self._reader.read(
             row,
-            text=columns.text,
+            text=columns.text or "text",
             text_pair=columns.text_pair,
             tokens=columns.tokens,
-            heads=self._heads,
-            split_words=self._split_words,
+            heads=columns.heads,
+            choices=columns.choices,
         )
 
     def _answer(
@@ -194,7 +192,7 @@ class Predictor:
     ) -> list[tuple[int, Answers]]:
         collator = self._collator
         if self.compile:
-            collator = padded_collator(collator, features, batch, self._reading.max_length)
+            collator = padded_collator(collator, features, batch, self._reader.reading.max_length)
         predicted = predict_batch(self._run, collator, features, batch, tasks=self.tasks)
         with lock:
             return merged.answers(list(merged.take(predicted)))

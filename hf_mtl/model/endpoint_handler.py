@@ -38,7 +38,8 @@ class EndpointHandler:
 
         Args:
             data: `{"inputs": ..., "parameters": {...}}`, where the inputs are a text, a mapping with `text` (and
-                perhaps `text_pair`) or `tokens`, or a list of these; the parameters may be `tasks` and `batch_size`.
+                perhaps `text_pair`, `choices`) or `tokens`, or a list of these; the parameters may be `tasks` and
+                `batch_size`.
 
         Returns:
             One mapping for each input, task name to answer.

@@ -98,12 +98,17 @@ class Target:
         labels: index of the label at each position, whose probability is reported.
         weights: `(positions, num_labels)`; one position for tasks that answer for the whole text.
         words: indices of the words the positions stand for; `None` for tasks that answer for the whole text.
+        spans: tokens `[start, end)` of each label, for tasks whose labels are parts of the row: the logit of a label is
+            the mean over its tokens, of the one logit that each has.
+        names: names of these labels.
     """
 
     name: str
     labels: tuple[int, ...]
     weights: np.ndarray
     words: tuple[int, ...] | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def score(self, logits: Tensor) -> Tensor:
         """Return the score per row.

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from hf_mtl.data.dataset_source import SPLITS
 from hf_mtl.data.preparation import RecipeData
-from hf_mtl.data.recipe import SPLITS
 from hf_mtl.evaluation.metrics import load_metric
 from hf_mtl.hub.model_card import CURVE_NAME, CardFacts, DatasetFacts, write_card
 from hf_mtl.registry import HEADS

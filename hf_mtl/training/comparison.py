@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from hf_mtl.data.dataset_source import SPLITS
 from hf_mtl.data.preparation import EncodedSplit, RecipeData, TrainingSplit, load_recipe
-from hf_mtl.data.recipe import SPLITS, Recipe, TaskSource
+from hf_mtl.data.recipe import Recipe, TaskSource
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.training.arguments import MultiTaskTrainingArguments
 from hf_mtl.training.outcomes import (

@@ -38,6 +38,7 @@ class FewRows:
         text: column of the text.
         text_pair: column of the second text of a pair.
         tokens: column of tokens, instead of `text`.
+        choices: column of the choices, for `multiple_choice`.
         label: column of the labels.
         labels: the labels, where the rows do not hold all of them.
         shots: rows per label that are drawn from the file; all of them where not given. Of a task that answers
@@ -52,6 +53,7 @@ class FewRows:
     text: str | None = None
     text_pair: str | None = None
     tokens: str | None = None
+    choices: str | None = None
     label: str = "label"
     labels: tuple[str, ...] | None = None
     shots: int | None = 8
@@ -64,7 +66,7 @@ class FewRows:
             RecipeError: a column or the type cannot be.
         """
         text = self.text if self.text is not None or self.tokens is not None else "text"
-        columns = {"text": text, "text_pair": self.text_pair, "tokens": self.tokens}
+        columns = {"text": text, "text_pair": self.text_pair, "tokens": self.tokens, "choices": self.choices}
         files = {"train": str(self.train), **({"test": str(self.test)} if self.test is not None else {})}
         task: dict[str, Any] = {"name": self.task, "type": self.type, "dataset": "few", "label": self.label}
         if self.labels is not None:

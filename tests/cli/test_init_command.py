@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from calling import call
 
-from hf_mtl.data.recipe import SPLITS, read_recipe
+from hf_mtl.data.dataset_source import SPLITS
+from hf_mtl.data.recipe import read_recipe
 
 CONLL = "".join(f"fly O\nto O\n{city} B-city\n\n" for city in ("rome", "oslo", "york") * 10)
 

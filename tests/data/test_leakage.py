@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from tiny import write_encoder
 
+from hf_mtl.data.dataset_source import SPLITS
 from hf_mtl.data.leakage import Leak, count_repeated, find_leaks, text_key
 from hf_mtl.data.preparation import RecipeData, load_recipe
-from hf_mtl.data.recipe import SPLITS, parse_recipe
+from hf_mtl.data.recipe import parse_recipe
 
 ROWS = {
     "a-train": ["same text", "only here", "Same  TEXT", "in b"],

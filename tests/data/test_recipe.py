@@ -14,8 +14,9 @@ import datasets
 import pytest
 
 from hf_mtl.configuration import ARCHITECTURE, TaskSpec
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.loading import read_files, read_hub
-from hf_mtl.data.recipe import DatasetSource, Recipe, near, parse_recipe, read_recipe
+from hf_mtl.data.recipe import Recipe, near, parse_recipe, read_recipe
 from hf_mtl.data.refinement_keys import REFINEMENT
 from hf_mtl.data.schema import recipe_schema
 from hf_mtl.data.yaml import write_yaml

@@ -22,12 +22,13 @@ from transformers import AutoTokenizer
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.data import file_stream, token_counter
 from hf_mtl.data.collator import LABEL_PREFIX
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.encoded import EncodedSplit
 from hf_mtl.data.file_stream import PART_ROWS, FileStream
 from hf_mtl.data.hub_stream import HubStream
 from hf_mtl.data.loading import find_files, read_files
 from hf_mtl.data.preparation import RecipeData, load_recipe
-from hf_mtl.data.recipe import DatasetSource, parse_recipe
+from hf_mtl.data.recipe import parse_recipe
 from hf_mtl.data.streamed import SAMPLE_ROWS, StreamedSplit
 from hf_mtl.data.streaming import RowStream
 from hf_mtl.data.token_counter import TokenCounter

@@ -86,6 +86,7 @@ RANDOM_ROWS: dict[str, Callable[..., Rows]] = {
     "regression": regression_rows,
     "ordinal": rank_rows,
     "answers": answer_rows,
+    "choices": rank_rows,
     "spans": span_rows,
     "tags": tag_rows,
     "masked_tokens": token_rows,

@@ -19,6 +19,7 @@ RIGHT_AND_WRONG: dict[str, tuple[list[Any], list[Any]]] = {
     "regression": ([1.0, 2.0, 3.0, 4.0], [1.0, 2.5, 3.0, 3.0]),
     "answers": ([["new york"], ["oslo"], [], ["rome"]], [["the New York", "NY"], ["rome"], [], []]),
     "ordinal": ([1, 2, 0, 3], [1, 1, 0, 0]),
+    "choices": ([1, 2, 0, 3], [1, 1, 0, 0]),
     "spans": (
         [["B-x", "O"], ["B-x", "I-x"], ["I-x", "B-y"], ["O", "O"]],
         [["B-x", "O"], ["B-x", "O"], ["B-x", None], ["B-x", "O"]],

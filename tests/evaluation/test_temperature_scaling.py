@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ from hf_mtl.evaluation.temperature_scaling import (
     negative_log_likelihood,
     temper,
 )
-from hf_mtl.model.heads.base import Words, softmax
+from hf_mtl.model.choices import Choices
+from hf_mtl.model.cross_entropy import softmax
+from hf_mtl.model.heads.base import Words
 from hf_mtl.registry import HEADS
 
 
@@ -128,11 +132,10 @@ def case(kind: str, seed: int = 0) -> tuple[TaskSpec, np.ndarray]:
 
 
 def test_every_type_that_has_probabilities_is_looked_at() -> None:
-    """But for tokens in place of masks, which nobody fills into data."""
-    kinds = {name: HEADS.get(name) for name in HEADS.names()}
-    assert {name for name, head in kinds.items() if head.measure == "probability" and not head.masks_tokens} <= set(
-        LABELS
-    )
+    """But for tokens in place of masks, which nobody fills into data, and choices, which are right or wrong as one."""
+    heads = {name: HEADS.get(name) for name in HEADS.names()}
+    own = {name for name, head in heads.items() if head.measure == "probability"}
+    assert {name for name in own if not (heads[name].masks_tokens or heads[name].reads_choices)} <= set(LABELS)
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -228,6 +231,22 @@ def test_an_answer_that_is_no_choice_of_labels_is_right_or_wrong_as_a_whole() ->
         assert judged is not None
         assert judged.decisions.gold is not None
         assert (judged.decisions.chosen.tolist(), judged.decisions.gold.tolist()) == ([1], [right])
+
+
+def test_a_choice_is_right_or_wrong_as_a_whole_for_rows_have_different_numbers_of_them() -> None:
+    head, spec = HEADS.get("multiple_choice"), TaskSpec(name="task", type="multiple_choice")
+    words = replace(WORDS, choices=Choices(("by train", "by sea"), np.array([[1, 3], [4, 5]])))
+    logits = np.random.default_rng(0).normal(size=(5, 1)).astype(np.float32)
+    answer = head.decode(spec, logits, words)
+    for gold, right in ((answer["index"], 1), (1 - answer["index"], 0)):
+        judged = decide(head, spec, logits, words, gold)
+        assert judged is not None
+        assert judged.decisions.gold is not None
+        assert (judged.label, judged.whole, judged.decisions.gold.tolist()) == (answer["index"], True, [right])
+        assert confidences(judged.decisions).tolist() == pytest.approx([answer["score"]])
+    none = decide(head, spec, logits, WORDS)
+    assert none is not None
+    assert not none.whole
 
 
 def test_numbers_are_refused() -> None:

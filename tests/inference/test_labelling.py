@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from tiny import build
+from tiny import build, write_quiz
 
 from hf_mtl.data.encoding import Inputs, encode
 from hf_mtl.data.preparation import RecipeData, load_recipe
@@ -22,7 +22,8 @@ from hf_mtl.data.recipe import Recipe, parse_recipe
 from hf_mtl.errors import DataError, OutputError, SpecError
 from hf_mtl.evaluation.prediction import answer
 from hf_mtl.inference.labelling import MARK, label_file
-from hf_mtl.model.heads.base import TaskHead, softmax
+from hf_mtl.model.cross_entropy import softmax
+from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.modeling import MultiTaskModel
 
 HIDDEN = 3
@@ -180,6 +181,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "crf_token_classification": {"dataset": "orders", "label": "slots"},
     "ordinal_regression": {"dataset": "films", "label": "label", "labels": ["neg", "pos"]},
     "span_extraction": {"dataset": "films", "label": "answer"},
+    "multiple_choice": {"dataset": "quiz", "label": "right"},
 }
 """Types that the tiny world has no task of."""
 
@@ -190,6 +192,7 @@ def test_every_type_whose_answers_have_a_confidence_is_filled(
 ) -> None:
     task = {"name": "task", "type": kind, **TYPES[kind]}
     name = task["dataset"]
+    known = {**tiny_recipe["datasets"], "quiz": write_quiz(folder)}
     for split in ("train", "validation"):
         rows = read_jsonl(folder / f"{name}-{split}.jsonl")
         answers = [{"text": [], "answer_start": []}, {"text": None, "answer_start": [0]}]
@@ -197,7 +200,7 @@ def test_every_type_whose_answers_have_a_confidence_is_filled(
             row["answer"] = answers[number % 2] | ({"text": [row["text"].split()[0]]} if number % 2 else {})
         write_jsonl(rows, folder / f"{name}-{split}.jsonl")
     _, path = hide(folder, name, (task["label"],))
-    values = {**tiny_recipe, "datasets": {name: {**tiny_recipe["datasets"][name], "train": path.name}}, "tasks": [task]}
+    values = {**tiny_recipe, "datasets": {name: {**known[name], "train": path.name}}, "tasks": [task]}
     data = load_recipe(parse_recipe(values, base=folder))
     model = build(data).eval()
     done = label_file(model, data.tokenizer, data.recipe, folder / "out.jsonl", threshold=1e-300)

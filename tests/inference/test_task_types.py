@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build, load, write_questions
+from tiny import build, load, write_questions, write_quiz
 
 from hf_mtl.data.preparation import RecipeData
 from hf_mtl.errors import ModelError
@@ -24,6 +24,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "ordinal_regression": {"dataset": "films", "label": "label", "labels": ["neg", "pos"]},
     "crf_token_classification": {"dataset": "orders", "label": "slots"},
     "span_extraction": {"dataset": "questions", "label": "answers"},
+    "multiple_choice": {"dataset": "quiz", "label": "right"},
 }
 every_type = pytest.mark.parametrize("made", TASKS, indirect=True)
 
@@ -47,7 +48,7 @@ class Made:
 def made(request: pytest.FixtureRequest, tiny_recipe: dict[str, Any], tiny_folder: Path) -> Made:
     """A model of one task that has learnt a little."""
     task = {"name": "task", "type": request.param, **TASKS[request.param]}
-    known = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder)}
+    known = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder), "quiz": write_quiz(tiny_folder)}
     datasets = {task["dataset"]: known[task["dataset"]]}
     data = load(tiny_folder, {**tiny_recipe, "datasets": datasets, "tasks": [task]})
     model = build(data).train()
@@ -76,6 +77,8 @@ def test_a_little_training_beats_none(made: Made) -> None:
 def test_long_rows_are_scored_in_windows(made: Made, tiny_folder: Path) -> None:
     recipe = made.data.recipe
     (task,) = recipe.tasks
+    if "choices" in recipe.datasets[task.dataset].input_columns:
+        pytest.skip("rows with choices are not read in windows: see test_windows_of_choices_are_refused")
     values = {"name": "task", "type": task.spec.type, **TASKS[task.spec.type], "max_length": 9, "stride": 2}
     columns = {name: dict(own.input_columns) for name, own in recipe.datasets.items()}
     for own in columns.values():
@@ -106,7 +109,7 @@ def test_a_saved_model_and_its_graph_answer_alike(made: Made, tmp_path: Path) ->
 
 @every_type
 def test_there_is_no_stock_model_of_it(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"transformers has no stock class for \w+; share the model itself"):
+    with pytest.raises(ModelError, match=r"transformers has no stock class for \w+(: .+)?; share the model itself"):
         export_model(made.model, made.data.tokenizer, tmp_path / "stock")
 
 

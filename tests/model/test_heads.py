@@ -24,7 +24,9 @@ from transformers import BertConfig
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
-from hf_mtl.model.heads.base import TaskHead, Words, softmax
+from hf_mtl.model.choices import Choices
+from hf_mtl.model.cross_entropy import softmax
+from hf_mtl.model.heads.base import TaskHead, Words
 from hf_mtl.model.heads.token_classification import are_span_tags, tag_spans
 from hf_mtl.model.labels import label_id, label_name, sorted_labels
 from hf_mtl.registry import HEADS
@@ -36,6 +38,7 @@ VOCABULARY = 11
 """Tokens, for heads whose labels are tokens."""
 MASKS = 4
 CONFIG = BertConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN_SIZE)
+SEQ_LEN = 32
 SURE = 30.0
 
 
@@ -176,6 +179,27 @@ def answer_loss(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple
     return total, rows
 
 
+def choose_one(rng: random.Random, spec: TaskSpec, words: Words, gaps: bool) -> Any:
+    assert words.choices is not None
+    right = rng.randrange(len(words.choices.texts))
+    return float(right) if gaps and rng.random() < 0.5 else right
+
+
+def choice_loss(spec: TaskSpec, logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    total = rows = 0.0
+    for row, truth in zip(logits, labels.astype(int), strict=True):
+        numbers = sorted({int(label) // 2 for label in truth if label >= 0})
+        if not numbers:
+            continue
+        means = [row[(truth >= 0) & (truth // 2 == number), 0].mean() for number in numbers]
+        right = [number for number in numbers if 2 * number + 1 in truth]
+        log_p = log_softmax(np.array(means))
+        smooth = spec.label_smoothing
+        total -= (1 - smooth) * log_p[numbers.index(right[0])] + smooth * log_p.mean()
+        rows += 1
+    return total, rows
+
+
 EXAMPLES = {
     "sequence_classification": Example(
         spec=TaskSpec(name="topic", type="sequence_classification", labels=("b", "a", "c")),
@@ -273,6 +297,18 @@ EXAMPLES = {
         keys=({"masks"},) * 2,
         weights=frozenset({"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}),
     ),
+    "multiple_choice": Example(
+        spec=TaskSpec(name="quiz", type="multiple_choice"),
+        variants=({}, {"label_smoothing": 0.2}),
+        refused=({"labels": ["1", "2"]}, {"class_weights": [1.0]}, {"scheme": "IOB2"}, {"stride": 0}),
+        value=choose_one,
+        bad_values=("none of them", "", -1, 9, "9", 0.5, True, np.True_, math.nan, [0], {"a": 1}),
+        reference=choice_loss,
+        sure_logits=lambda spec, labels: SURE * (labels[:, None] % 2) * (labels[:, None] >= 0),
+        keys=({"choice", "index", "score", "scores"},) * 2,
+        items=lambda row: int((row != -100).any()),
+        weights=frozenset({"output.weight"}),
+    ),
     "multi_label_classification": Example(
         spec=TaskSpec(name="emotions", type="multi_label_classification", labels=("joy", "anger", "fear")),
         variants=(
@@ -324,20 +360,25 @@ EXAMPLES = {
 
 
 def draw_words(rng: random.Random, *, count: int = 8, lost: int = 0, given: bool = True) -> Words:
-    """Make words of one to three letters and as many tokens, after one special token; the last are truncated."""
+    """Make words of one to three letters and as many tokens, after one special token; the last are truncated.
+
+    They have choices, too: two to four, of one token or two with one between, at the end.
+    """
     sizes = [rng.randrange(1, 4) for _ in range(count)]
     starts = np.cumsum([0] + [size + 1 for size in sizes[:-1]])
     first_tokens = np.cumsum([1, *sizes[:-1]])
     first_tokens[count - lost :] = -1
+    own = random.Random(str(sizes))  # what else is drawn stays as it was
+    lengths = [own.randrange(1, 3) for _ in range(own.randrange(2, 5))]
+    ends = SEQ_LEN - 2 - np.cumsum([0, *(length + 1 for length in lengths[:0:-1])])[::-1]
+    tokens = np.stack([ends - lengths, ends], axis=1)
     return Words(
         text=" ".join("x" * size for size in sizes),
         spans=np.stack([starts, starts + sizes], axis=1),
         first_tokens=first_tokens,
         given=given,
+        choices=Choices(tuple(f"choice {place}" for place in range(len(lengths))), tokens),
     )
-
-
-SEQ_LEN = 32
 
 
 @dataclass(frozen=True)

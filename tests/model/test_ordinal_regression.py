@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError
-from hf_mtl.model.heads.base import softmax
+from hf_mtl.model.cross_entropy import softmax
 from hf_mtl.model.heads.ordinal_regression import OrdinalRegressionHead, median_ranks
 
 SPEC = TaskSpec(name="grade", type="ordinal_regression", labels=("poor", "fair", "good", "best"))

@@ -52,6 +52,7 @@ ASKED: list[Any] = [
     {"tokens": ["play", "for", "me", "oslo"]},
     {"tokens": ["play", "zebra", "for", "oslo"], "heads": [0, 4, 4, 1]},
     {"tokens": []},
+    {"text": "fly " * 60, "text_pair": "to where?", "choices": ["to new york", "oslo", "rome"]},
 ]
 REQUESTS: list[Any] = [
     {"inputs": "fly to oslo"},
@@ -133,6 +134,7 @@ def tasks() -> list[TaskSpec]:
         TaskSpec(name="mood", type="multi_label_classification", labels=("glad", "sad", "cross", "calm"), stride=3),
         TaskSpec(name="stars", type="regression", pooling="attention"),
         TaskSpec(name="gaps", type="masked_language_modeling"),
+        TaskSpec(name="quiz", type="multiple_choice"),
         TaskSpec(
             name="gist",
             type="regression",

@@ -12,6 +12,7 @@ import torch
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import SpecError
+from hf_mtl.model.choices import Choices
 from hf_mtl.model.heads.base import Words
 from hf_mtl.model.targets import RUNNER_UP, Target, Wanted, contrast
 from hf_mtl.registry import HEADS
@@ -22,13 +23,15 @@ SPECS = {
     "ordinal_regression": TaskSpec(name="t", type="ordinal_regression", labels=("1", "2", "3", "4")),
     "regression": TaskSpec(name="t", type="regression"),
     "span_extraction": TaskSpec(name="t", type="span_extraction"),
+    "multiple_choice": TaskSpec(name="t", type="multiple_choice"),
     "token_classification": TaskSpec(
         name="t", type="token_classification", labels=("O", "B-city", "I-city", "B-day", "I-day")
     ),
 }
 SPECS["crf_token_classification"] = replace(SPECS["token_classification"], type="crf_token_classification")
 TEXT = "fly to new york"
-WORDS = Words(TEXT, np.array([[0, 3], [4, 6], [7, 10], [11, 15]]), np.array([1, 2, 3, 5]))
+CHOICES = Choices(("by train", "by sea", "on foot"), np.array([[0, 2], [3, 4], [5, 7]]))
+WORDS = Words(TEXT, np.array([[0, 3], [4, 6], [7, 10], [11, 15]]), np.array([1, 2, 3, 5]), choices=CHOICES)
 
 
 def logits_of(task_type: str, seed: int = 0) -> np.ndarray:
@@ -44,6 +47,8 @@ def target_of(task_type: str, wanted: Any = None, seed: int = 0) -> Target:
 
 def at_target(task_type: str, target: Target, seed: int = 0) -> np.ndarray:
     logits = logits_of(task_type, seed)
+    if target.spans is not None:
+        return np.array([logits[start:end].mean() for start, end in target.spans], dtype=np.float32)[None, None]
     if target.words is None:
         return logits[None, None]
     return logits[WORDS.first_tokens[list(target.words)]][None]
@@ -97,7 +102,7 @@ def test_every_head_explains_what_it_answers(task_type: str, seed: int) -> None:
     assert target.weights.shape == logits.shape[1:]
     assert len(target.labels) == logits.shape[1]
     probabilities = head.probabilities(spec, logits)
-    assert probabilities.shape == (*logits.shape[:-1], spec.num_labels if spec.labels else head.num_logits(spec))
+    assert probabilities.shape == (*logits.shape[:-1], spec.num_labels if spec.labels else logits.shape[-1])
     (probability,) = target.probability(probabilities)
     (holds,) = head.holds(spec, target, logits)
     if head.measure == "probability":
@@ -110,7 +115,7 @@ def test_every_head_explains_what_it_answers(task_type: str, seed: int) -> None:
         assert holds
 
 
-@pytest.mark.parametrize("task_type", [name for name in EXPLAINED if SPECS[name].labels])
+@pytest.mark.parametrize("task_type", [name for name in EXPLAINED if SPECS[name].labels or name == "multiple_choice"])
 def test_a_higher_logit_of_the_label_raises_score_and_probability(task_type: str) -> None:
     head, spec, target = HEADS.get(task_type), SPECS[task_type], target_of(task_type)
     logits = at_target(task_type, target)
@@ -123,7 +128,7 @@ def test_a_higher_logit_of_the_label_raises_score_and_probability(task_type: str
         assert measure(higher) > measure(logits)
 
 
-@pytest.mark.parametrize("task_type", ["sequence_classification", "token_classification"])
+@pytest.mark.parametrize("task_type", ["sequence_classification", "token_classification", "multiple_choice"])
 def test_logits_that_rise_alike_change_nothing(task_type: str) -> None:
     for wanted in (None, RUNNER_UP):
         target = target_of(task_type, wanted)
@@ -143,6 +148,28 @@ def test_why_one_rather_than_the_other_is_a_difference_of_logits() -> None:
     assert target.name == "tech rather than sport"
     (score,) = target.score(torch.from_numpy(logits)[None, None]).tolist()
     assert score == pytest.approx(logits[2] - logits[0])
+
+
+def test_a_choice_is_named_by_its_text_or_its_number() -> None:
+    target = target_of("multiple_choice", ("on foot", "0"))
+    assert (target.name, target.labels) == ("on foot rather than by train", (2,))
+    assert target.weights.tolist() == [[-1.0, 0.0, 1.0]]
+    assert target.spans == ((0, 2), (3, 4), (5, 7))
+
+
+def test_runner_up_is_the_second_choice() -> None:
+    logits = at_target("multiple_choice", target_of("multiple_choice"))[0, 0]
+    names = np.array(CHOICES.texts)[np.argsort(-logits)]
+    assert target_of("multiple_choice", RUNNER_UP).name == f"{names[0]} rather than {names[1]}"
+
+
+def test_a_row_without_choices_has_none_to_explain() -> None:
+    for words in (
+        replace(WORDS, choices=None),
+        replace(WORDS, choices=replace(CHOICES, tokens=CHOICES.tokens * 0 - 1)),
+    ):
+        with pytest.raises(SpecError, match="no choices to explain"):
+            HEADS.get("multiple_choice").target(SPECS["multiple_choice"], logits_of("multiple_choice"), words, Wanted())
 
 
 def test_runner_up_is_the_second_label() -> None:
@@ -195,6 +222,9 @@ def test_multi_label_explains_each_label_by_itself() -> None:
         ("sequence_classification", ("world", "world"), "target compares 'world' with itself"),
         ("sequence_classification", 2, "target names word 2, but the task answers for the whole text"),
         ("multi_label_classification", {"span": (0, 2)}, "target names word 0, but the task answers"),
+        ("multiple_choice", 2, "target names word 2, but the task answers for the whole text"),
+        ("multiple_choice", "by air", "task 't': target: 'by air' is none of the choices"),
+        ("multiple_choice", ("by sea", "1"), "target compares '1' with itself"),
         ("regression", "high", "target is given, but the task answers a number"),
         ("token_classification", 4, "target names word 4, the text has 4 words"),
         ("token_classification", (2, 9), "target names word 8, the text has 4 words"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import every_family, new_model
-from tiny import build, load, write_questions
+from tiny import build, load, write_questions, write_quiz
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -62,7 +62,8 @@ def pooled_data(tiny_folder: Path, tiny_recipe: dict[str, Any]) -> RecipeData:
     tasks.append({"name": "chain", "type": "crf_token_classification", "dataset": "orders", "label": "slots"})
     tasks.append({"name": "answer", "type": "span_extraction", "dataset": "questions", "label": "answers"})
     tasks.append({"name": "mlm", "type": "masked_language_modeling", "dataset": "texts"})
-    datasets = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder)}
+    tasks.append({"name": "quiz", "type": "multiple_choice", "dataset": "quiz", "label": "right"})
+    datasets = {**tiny_recipe["datasets"], "questions": write_questions(tiny_folder), "quiz": write_quiz(tiny_folder)}
     datasets["texts"] = tiny_recipe["datasets"]["films"]
     encoder = str(tiny_folder / "masked")
     return load(tiny_folder, {**tiny_recipe, "encoder": encoder, "tasks": tasks, "datasets": datasets})

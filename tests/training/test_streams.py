@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader
 
 from hf_mtl.data import file_stream
 from hf_mtl.data.collator import LABEL_PREFIX
+from hf_mtl.data.dataset_source import DatasetSource
 from hf_mtl.data.file_stream import FileStream
 from hf_mtl.data.loading import find_files
 from hf_mtl.data.preparation import RecipeData
-from hf_mtl.data.recipe import DatasetSource, parse_recipe
+from hf_mtl.data.recipe import parse_recipe
 from hf_mtl.data.streamed import StreamedSplit
 from hf_mtl.data.streaming import StreamedRow
 from hf_mtl.data.yaml import write_yaml

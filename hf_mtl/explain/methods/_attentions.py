@@ -72,6 +72,11 @@ def read_at(subject: Subject, text: ExplainedText, forward: Forward, task: str, 
     """
     tokens = len(text.input_ids)
     device = subject.model.device
+    if target.spans is not None:
+        first = torch.zeros(tokens, device=device)
+        for start, end in target.spans:
+            first[start:end] = 1.0 / (len(target.spans) * (end - start))
+        return first
     if target.words is not None:
         first = torch.zeros(tokens, device=device)
         first[text.words.first_tokens[list(target.words)].tolist()] = 1.0 / len(target.words)

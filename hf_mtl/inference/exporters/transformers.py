@@ -76,7 +76,8 @@ def _stock_model(model: MultiTaskModel, spec: TaskSpec, tokenizer: Any) -> PreTr
     """Return the stock model of a task with the encoder's weights; what stands after the encoder is not written yet."""
     head = model.head(spec.name)
     if head.stock_class is None:
-        raise ModelError(f"transformers has no stock class for {spec.type}", mend=ITSELF)
+        why = f": {head.no_stock_class}" if head.no_stock_class else ""
+        raise ModelError(f"transformers has no stock class for {spec.type}{why}", mend=ITSELF)
     config: Any = copy.deepcopy(model.config.get_text_config())
     auto_class: Any = getattr(transformers, head.stock_class)
     stock_class = auto_class._model_mapping.get(type(config), None)

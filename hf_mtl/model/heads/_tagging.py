@@ -11,14 +11,8 @@ from torch import Tensor
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
-from hf_mtl.model.heads.base import (
-    IGNORE_INDEX,
-    TaskHead,
-    Words,
-    as_list,
-    require_labels,
-    softmax,
-)
+from hf_mtl.model.cross_entropy import IGNORE_INDEX, softmax
+from hf_mtl.model.heads.base import TaskHead, Words, as_list, require_labels
 from hf_mtl.model.labels import known_label, label_id, label_name, sorted_labels, wanted_labels
 from hf_mtl.model.targets import RUNNER_UP, Target, Wanted, contrast, contrast_name
 

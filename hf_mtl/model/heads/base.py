@@ -10,17 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
-from hf_mtl.model.focal import focal_cross_entropy_sum
+from hf_mtl.model.choices import Choices
+from hf_mtl.model.cross_entropy import IGNORE_INDEX, class_weights, softmax
 from hf_mtl.model.labels import wanted_labels
 from hf_mtl.model.targets import Target, Wanted, contrast, contrast_name
-
-IGNORE_INDEX = -100
 
 RARE_OPTIONS = ("focal_gamma", "thresholds", "tune_thresholds", "mask_probability")
 """Options of a spec that a type has only if it lists them in `TaskHead.options`."""
@@ -35,12 +33,14 @@ class Words:
         spans: character offsets `[start, end)` per word, shape `(num_words, 2)`.
         first_tokens: position of each word's first token, -1 where truncation cut the word off, shape `(num_words,)`.
         given: whether the user gave the words as tokens, rather than a text that was split.
+        choices: the choices of the row; `None` where it has none.
     """
 
     text: str
     spans: np.ndarray
     first_tokens: np.ndarray
     given: bool = False
+    choices: Choices | None = None
 
 
 class TaskHead(nn.Module, ABC):
@@ -66,11 +66,17 @@ class TaskHead(nn.Module, ABC):
     stock_class: ClassVar[str | None] = None
     """The Auto class of transformers whose models give such logits; `None` where there is none."""
 
+    no_stock_class: ClassVar[str] = ""
+    """Why there is none, where people may expect one."""
+
     problem_type: ClassVar[str | None] = None
     """What the stock class calls the problem, where it knows several."""
 
     points_into_text: ClassVar[bool] = False
-    """Whether labels are parts of the text, whose words must then be known in training where no tokens are given."""
+    """Whether labels are parts of the row, whose words must then be known in training where no tokens are given."""
+
+    reads_choices: ClassVar[bool] = False
+    """Whether labels are choices that each row brings with it; see `Words.choices`."""
 
     explained_by: ClassVar[str] = "attn_lrp"
     """The attribution method that `auto` stands for."""
@@ -398,49 +404,3 @@ def refuse(spec: TaskSpec, *keys: str) -> None:
                 where=f"task {spec.name!r}",
                 mend=f"leave {key} out",
             )
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities over the last axis, in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
-def cross_entropy_sum(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float, gamma: float = 0.0
-) -> Tensor:
-    """Return the sum of (class-weighted, label-smoothed) cross-entropies over labels that are not -100.
-
-    Args:
-        logits: `(items, num_labels)`.
-        labels: `(items,)`.
-        weight: `(num_labels,)` or `None`.
-        label_smoothing: in [0, 1).
-        gamma: power of the focal loss, see `hf_mtl.model.focal`; 0 is the plain loss.
-    """
-    if gamma:
-        return focal_cross_entropy_sum(logits, labels, weight, label_smoothing, gamma)
-    return F.cross_entropy(
-        logits.float(),
-        labels,
-        weight,
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-
-
-def class_weights(spec: TaskSpec, like: Tensor) -> Tensor | None:
-    """Return a spec's class weights, `(num_labels,)`, on the device of another tensor; `None` where it has none."""
-    if spec.class_weights is None:
-        return None
-    # Never a buffer: they are rebuilt from the spec and no part of the model's weights.
-    return torch.tensor(spec.class_weights, dtype=torch.float32, device=like.device)
-
-
-def weighted_count(labels: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the number of labels that are not -100, or the sum of their class weights; the divisor of a mean."""
-    present = labels != IGNORE_INDEX
-    if weight is None:
-        return present.sum().float()
-    return (weight[labels.clamp(min=0)] * present).sum()

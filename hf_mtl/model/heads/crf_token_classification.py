@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import SpecError
 from hf_mtl.model.crf import Chains, TagRules
+from hf_mtl.model.cross_entropy import IGNORE_INDEX, softmax
 from hf_mtl.model.heads._tagging import OUTSIDE, TaggingHead, are_span_tags
-from hf_mtl.model.heads.base import IGNORE_INDEX, Words, refuse, softmax
+from hf_mtl.model.heads.base import Words, refuse
 from hf_mtl.model.targets import Target, Wanted
 from hf_mtl.registry import HEADS
 

@@ -15,7 +15,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
-from hf_mtl.model.heads.base import IGNORE_INDEX, TaskHead, Words, as_list, cross_entropy_sum, refuse, softmax
+from hf_mtl.model.cross_entropy import IGNORE_INDEX, cross_entropy_sum, softmax
+from hf_mtl.model.heads.base import TaskHead, Words, as_list, refuse
 from hf_mtl.model.targets import Target, Wanted
 from hf_mtl.registry import HEADS
 

@@ -12,15 +12,9 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError
+from hf_mtl.model.cross_entropy import class_weights
 from hf_mtl.model.focal import focal_binary_factor
-from hf_mtl.model.heads.base import (
-    TaskHead,
-    Words,
-    as_list,
-    class_weights,
-    refuse,
-    require_labels,
-)
+from hf_mtl.model.heads.base import TaskHead, Words, as_list, refuse, require_labels
 from hf_mtl.model.labels import label_id, label_name, sorted_labels, wanted_labels
 from hf_mtl.model.targets import Target, Wanted, contrast_name
 from hf_mtl.registry import HEADS

@@ -11,15 +11,16 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError
-from hf_mtl.model.heads.base import Words, softmax
-from hf_mtl.model.heads.sequence_classification import SequenceClassificationHead
+from hf_mtl.model.cross_entropy import softmax
+from hf_mtl.model.heads._one_label import OneLabelHead
+from hf_mtl.model.heads.base import Words
 from hf_mtl.model.labels import are_numbers, label_id, label_name, sorted_labels, wanted_labels
 from hf_mtl.model.targets import Target, Wanted, contrast, contrast_name
 from hf_mtl.registry import HEADS
 
 
 @HEADS.register("ordinal_regression")
-class OrdinalRegressionHead(SequenceClassificationHead):
+class OrdinalRegressionHead(OneLabelHead):
     """CORN over labels from the lowest rank to the highest; labels `(batch_size,)` long, -100 where missing.
 
     One output per threshold gives the probability to pass it, for what has passed those below:
@@ -38,10 +39,6 @@ class OrdinalRegressionHead(SequenceClassificationHead):
         hidden_size: size of the features the head reads.
         dropout: dropout of the features, used where the spec names none.
     """
-
-    stock_class = None
-    problem_type = None
-    options = ()
 
     def __init__(self, spec: TaskSpec, hidden_size: int, *, dropout: float) -> None:
         super().__init__(spec, hidden_size, dropout=dropout)

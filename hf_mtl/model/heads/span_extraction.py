@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
+from hf_mtl.model.cross_entropy import IGNORE_INDEX
 from hf_mtl.model.heads._tagging import words_in
-from hf_mtl.model.heads.base import IGNORE_INDEX, TaskHead, Words, refuse
+from hf_mtl.model.heads.base import TaskHead, Words, refuse
 from hf_mtl.model.targets import Target, Wanted
 from hf_mtl.registry import HEADS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from hf_mtl.configuration import TaskSpec
+from hf_mtl.model.cross_entropy import class_weights, cross_entropy_sum, weighted_count
 from hf_mtl.model.heads._tagging import OUTSIDE, UNKNOWN_TAG, TaggingHead, are_span_tags, tag_spans
-from hf_mtl.model.heads.base import class_weights, cross_entropy_sum, weighted_count
 from hf_mtl.registry import HEADS
 
 __all__ = ["OUTSIDE", "UNKNOWN_TAG", "TokenClassificationHead", "are_span_tags", "tag_spans"]
