@@ -17,6 +17,8 @@ from hf_mtl.data.recipe import parse_recipe
 from hf_mtl.errors import HfMtlError, MissingExtraError
 from hf_mtl.training.recipe_arguments import training_arguments
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--tasks", "sentiment", "intent", "slots", "--epochs", "1", "--epoch-rows", "32", "--seeds", "0")
 
 

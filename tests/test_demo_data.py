@@ -94,6 +94,7 @@ def house_lists(language: str) -> dict[str, TextSlotList]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_hassil_recognises_the_same_intent_and_slots(language: str) -> None:
     grammar = Intents.from_dict(get_intents(language) or {})
     lists = house_lists(language)
@@ -197,6 +198,7 @@ def test_film_labels_read_as_they_mean() -> None:
     assert labels["simplistic , silly and tedious ."] == "negative"
 
 
+@pytest.mark.slow
 def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from hf_mtl.demo import write_demo_data; "
     code += "write_demo_data(Path(sys.argv[1]), language=sys.argv[2], draws=1)"
@@ -214,6 +216,7 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_another_seed_draws_and_splits_otherwise() -> None:
     one, other = (draw_commands(seed=seed, draws=1) for seed in (0, 1))
     assert one != other

@@ -531,6 +531,7 @@ def test_a_file_that_gives_no_recipe_is_one_clear_error(tmp_path: Path, content:
 # ---------------------------------------------------------------------- real processes
 
 
+@pytest.mark.slow
 def test_a_real_process_says_the_same_about_data(place: Path) -> None:
     (place / "reviews.jsonl").write_text(REVIEWS + "{broken\n")
     before = contents(place)
@@ -539,6 +540,7 @@ def test_a_real_process_says_the_same_about_data(place: Path) -> None:
     assert contents(place) == before
 
 
+@pytest.mark.slow
 def test_a_real_process_says_the_same_about_a_model(trained: Path, tmp_path: Path) -> None:
     folder = broken(trained, tmp_path / "broken", cut("model.safetensors", 5000))
     is_one_clear_line(call_process("predict", folder, "--text", "good"), [str(folder), "weights cannot be loaded"])

@@ -180,6 +180,7 @@ def test_a_text_and_a_model_must_be_given(trained: Path) -> None:
     assert (done.code, done.err.count("\n")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_real_process_explains(trained: Path, tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     done = call_process("explain", trained, "--text", "上海 <script>", "--task", "intent", *FAST, "--output", target)

@@ -43,6 +43,7 @@ def test_a_classification_of_the_stock_pipeline_is_that_of_predict(trained: Path
     assert scores == pytest.approx(answer["scores"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_graph_is_compared_in_logits_and_scores_and_answers_like_the_model(
     trained: Path, recipe: Path, tmp_path: Path
 ) -> None:

@@ -537,6 +537,7 @@ def test_validation_rows_without_a_label_are_no_error_where_nobody_chose_them(
 # ---------------------------------------------------------------------- the cache
 
 
+@pytest.mark.slow
 def test_a_second_load_tokenizes_nothing(recipe: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("rows were tokenized again")

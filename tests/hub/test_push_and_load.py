@@ -25,6 +25,8 @@ from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.model.remote_code import FILE_NAMES, PIPELINE_TASK
 from hf_mtl.training.arguments import MultiTaskTrainingArguments
 
+pytestmark = pytest.mark.slow
+
 CLIENT = Path(__file__).with_name("client.py")
 WITHOUT_PACKAGE = Path(__file__).parents[1] / "model" / "without_package.py"
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}

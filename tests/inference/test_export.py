@@ -386,6 +386,7 @@ print(json.dumps(answers, default=float))
 """
 
 
+@pytest.mark.slow
 def test_minilm_is_exported_and_served_where_this_package_is_not(minilm: Path, tmp_path: Path) -> None:
     tasks = [
         TaskSpec(name="topic", type="sequence_classification", labels=("world", "sport", "art"), pooling="cls"),

@@ -301,6 +301,7 @@ def test_every_architecture_with_every_pooling_is_exported_or_an_error_says_why_
         assert largest_difference(found, wanted, inputs["attention_mask"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_adapters_half_precision_and_chosen_tasks_leave_the_model_as_it_is(word_tokenizer: Any, tmp_path: Path) -> None:
     model = new_model("bert").to(torch.bfloat16)
     without = logits_of(model, batch())["tags"]

@@ -233,6 +233,7 @@ with Parts(target, {"of": "numbers"}, part_format(target)) as parts:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_processes_killed_at_random_lose_no_row_and_double_none(tmp_path: Path, name: str) -> None:
     target, chance, kills = tmp_path / name, random.Random(11), 0

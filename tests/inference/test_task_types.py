@@ -96,6 +96,7 @@ def test_long_rows_are_scored_in_windows(made: Made, tiny_folder: Path) -> None:
 
 
 @every_type
+@pytest.mark.slow
 def test_a_saved_model_and_its_graph_answer_alike(made: Made, tmp_path: Path) -> None:
     wanted = made.pipe()(made.rows)
     made.pipe().save_pretrained(tmp_path / "saved")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, TASKS, batch, every_encoder, every_family, labels, logits_of, new_model
+from families import FAMILIES, OWN, TASKS, batch, every_encoder, every_family, labels, logits_of, model_types, new_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -71,7 +71,10 @@ def test_a_device_map_changes_nothing(model_type: str, tmp_path: Path) -> None:
     assert_close(logits_of(loaded, batch()), logits_of(model, batch()), 0.0)
 
 
-@every_encoder
+@pytest.mark.parametrize(
+    "model_type",
+    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in [*model_types(), *OWN] if name != "bert")],
+)
 def test_compiled_answers_are_the_same(model_type: str) -> None:
     model = new_model(model_type)
     expected = logits_of(model, batch())

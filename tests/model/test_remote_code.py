@@ -208,6 +208,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*LOADING, *(f"answering-{model_type}" for model_type in ANSWERING)])
+@pytest.mark.slow
 def test_logits_without_the_package_are_the_same_to_the_bit(without: dict[str, Any], name: str) -> None:
     here, there = without[name]
     assert here["logits"].keys() == there["logits"].keys()
@@ -217,6 +218,7 @@ def test_logits_without_the_package_are_the_same_to_the_bit(without: dict[str, A
 
 
 @pytest.mark.parametrize("model_type", ANSWERING)
+@pytest.mark.slow
 def test_the_pipeline_without_the_package_gives_the_same_answers(without: dict[str, Any], model_type: str) -> None:
     here, there = without[f"answering-{model_type}"]
     assert here["answers"] == there["answers"]
@@ -225,12 +227,14 @@ def test_the_pipeline_without_the_package_gives_the_same_answers(without: dict[s
 
 
 @pytest.mark.parametrize("model_type", ANSWERING)
+@pytest.mark.slow
 def test_long_texts_are_read_in_windows_without_the_package(without: dict[str, Any], model_type: str) -> None:
     long = without[f"answering-{model_type}"][1]["answers"][ASKED.index("music " * 60)]
     assert [span["start"] for span in long["tags"]["spans"]] == list(range(0, 360, 6))
     assert max((span["end"] for span in long["slots"]["spans"]), default=0) < 32 * 6  # this task has no stride
 
 
+@pytest.mark.slow
 def test_an_endpoint_gives_the_same_answers(without: dict[str, Any]) -> None:
     here, there = without["answering-bert"]
     one, many, part, none, *_ = there["handled"]
@@ -241,6 +245,7 @@ def test_an_endpoint_gives_the_same_answers(without: dict[str, Any]) -> None:
     assert none == []
 
 
+@pytest.mark.slow
 def test_an_endpoint_says_what_is_wrong_with_a_request(without: dict[str, Any]) -> None:
     errors = without["answering-bert"][1]["handled"][4:]
     wanted = [

@@ -240,7 +240,9 @@ def test_other_tasks_and_new_heads_are_as_without_them(option: str) -> None:
     with_it, without = made(**OPTIONS[option]), made()
     known = without.state_dict()
     assert all(torch.equal(value, known[name]) for name, value in with_it.state_dict().items() if name in known)
-    assert torch.equal(logits_of(with_it, batch())["b"], logits_of(without, batch())["b"])
+    # A gate has attention computed eagerly, in other kernels on some CPUs.
+    expected = logits_of(without, batch())["b"]
+    torch.testing.assert_close(logits_of(with_it, batch())["b"], expected, rtol=0, atol=1e-6)
 
 
 @every_option

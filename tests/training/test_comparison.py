@@ -233,6 +233,7 @@ def cut_off(folder: Path) -> None:
     ],
     ids=["tables", "statistics", "runs"],
 )
+@pytest.mark.slow
 def test_what_is_missing_is_done_again_and_nothing_else(
     recipe: Recipe, folder: Path, copy: Path, change: Callable[[Path], None]
 ) -> None:

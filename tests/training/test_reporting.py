@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from tiny import TASKS, write_recipe
 
+pytestmark = pytest.mark.slow
+
 REPORTERS = ("tensorboard", "wandb", "trackio")
 DATASETS = ("films", "orders", "pairs", "posts")
 Steps = dict[int, dict[str, float]]

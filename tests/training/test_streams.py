@@ -310,8 +310,8 @@ def test_a_bad_row_is_told_with_its_place_from_wherever_it_is_met(
 # ---------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("batching", ["mixed", "homogeneous"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batching", ["mixed", pytest.param("homogeneous", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_training_ends_with_the_same_weights(
     trainer_for: Make, streamed: RecipeData, tmp_path: Path, batching: str, workers: int
 ) -> None:

@@ -211,6 +211,7 @@ def test_trials_differ_and_follow_the_seed(recipe: Recipe, found: Tuning, tmp_pa
     assert other.trials[0].arguments["learning_rate"] != rates[0]
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_is_that_of_one_start(recipe: Recipe, found: Tuning, tmp_path: Path) -> None:
     """Stopped after a trial, then within one, at a step that a checkpoint lies before."""
     place = tmp_path / "search"

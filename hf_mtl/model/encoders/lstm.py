@@ -119,8 +119,8 @@ class LstmModel(PreTrainedModel):
     Example:
         >>> encoder = LstmModel(LstmConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1)).eval()
         >>> ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
-        >>> padded = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        >>> torch.equal(padded[:, :2], encoder(input_ids=ids[:, :2]).last_hidden_state)
+        >>> padded = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[:, :2]
+        >>> torch.allclose(padded, encoder(input_ids=ids[:, :2]).last_hidden_state, atol=1e-6)
         True
     """
 
