@@ -52,7 +52,7 @@ class Gradients(TrainerCallback):
 def plan(trainer: MultiTaskTrainer) -> dict[str, Any]:
     """Return the first epoch's batches of this process: their rows, their tasks, and what all processes draw."""
     batches: Any = trainer.get_train_dataloader().batch_sampler
-    rows: list[list[int]] = list(batches)
+    rows: list[list[int]] = [list(own) for own in batches]
     prefix = len(LABEL_PREFIX)
     tasks = [
         {key[prefix:] for row in trainer.train_dataset.__getitems__(own) for key, value in row.items()
