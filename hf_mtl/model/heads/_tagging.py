@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.model.cross_entropy import IGNORE_INDEX, softmax
-from hf_mtl.model.heads.base import TaskHead, Words, as_list, require_labels
+from hf_mtl.model.heads.base import TaskHead, Words, as_list, padded_labels, require_labels
 from hf_mtl.model.labels import known_label, label_id, label_name, sorted_labels, wanted_labels
 from hf_mtl.model.targets import RUNNER_UP, Target, Wanted, contrast, contrast_name
 
@@ -65,11 +64,7 @@ class TaggingHead(TaskHead):
 
     @classmethod
     def collate(cls, spec: TaskSpec, values: Sequence[Any], seq_len: int) -> Tensor:
-        labels = np.full((len(values), seq_len), IGNORE_INDEX, dtype=np.int64)
-        for row, value in enumerate(values):
-            if value is not None:
-                labels[row, : len(value)] = value
-        return torch.from_numpy(labels)
+        return padded_labels(values, seq_len)
 
     @classmethod
     def labelled_rows(cls, labels: Tensor) -> Tensor:

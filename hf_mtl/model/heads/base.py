@@ -374,6 +374,20 @@ def as_list(value: Any, what: str) -> list[Any]:
     raise DataError(f"{value!r} is not a list of {what}", mend=f"give a list of {what}")
 
 
+def padded_labels(values: Sequence[Sequence[int] | None], length: int) -> Tensor:
+    """Return the labels of rows that have several each, `(rows, length)` long, filled up with -100.
+
+    Example:
+        >>> padded_labels([[1, 0], None], 3).tolist()
+        [[1, 0, -100], [-100, -100, -100]]
+    """
+    labels = np.full((len(values), length), IGNORE_INDEX, dtype=np.int64)
+    for row, value in enumerate(values):
+        if value is not None:
+            labels[row, : len(value)] = value
+    return torch.from_numpy(labels)
+
+
 def require_labels(spec: TaskSpec, *, at_least: int) -> None:
     """Check that a spec has its labels.
 

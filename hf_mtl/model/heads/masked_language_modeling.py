@@ -16,7 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.model.cross_entropy import IGNORE_INDEX, cross_entropy_sum, softmax
-from hf_mtl.model.heads.base import TaskHead, Words, as_list, refuse
+from hf_mtl.model.heads.base import TaskHead, Words, as_list, padded_labels, refuse
 from hf_mtl.model.targets import Target, Wanted
 from hf_mtl.registry import HEADS
 
@@ -123,11 +123,7 @@ class MaskedLanguageModelingHead(TaskHead):
     @classmethod
     def collate(cls, spec: TaskSpec, values: Sequence[Any], seq_len: int) -> Tensor:
         most = max((len(value) for value in values if value is not None), default=0)
-        labels = np.full((len(values), most), IGNORE_INDEX, dtype=np.int64)
-        for row, value in enumerate(values):
-            if value is not None:
-                labels[row, : len(value)] = value
-        return torch.from_numpy(labels)
+        return padded_labels(values, most)
 
     @classmethod
     def labelled_rows(cls, labels: Tensor) -> Tensor:

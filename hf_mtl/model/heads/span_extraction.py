@@ -13,7 +13,7 @@ from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import DataError, SpecError
 from hf_mtl.model.cross_entropy import IGNORE_INDEX
 from hf_mtl.model.heads._tagging import words_in
-from hf_mtl.model.heads.base import TaskHead, Words, refuse
+from hf_mtl.model.heads.base import TaskHead, Words, padded_labels, refuse
 from hf_mtl.model.targets import Target, Wanted
 from hf_mtl.registry import HEADS
 
@@ -87,11 +87,7 @@ class SpanExtractionHead(TaskHead):
 
     @classmethod
     def collate(cls, spec: TaskSpec, values: Sequence[Any], seq_len: int) -> Tensor:
-        labels = np.full((len(values), seq_len), IGNORE_INDEX, dtype=np.int64)
-        for row, value in enumerate(values):
-            if value is not None:
-                labels[row, : len(value)] = value
-        return torch.from_numpy(labels)
+        return padded_labels(values, seq_len)
 
     @classmethod
     def labelled_rows(cls, labels: Tensor) -> Tensor:
