@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sampling import first, machine
+from sampling import machine
 from scores import DATASETS, TASKS, make_recipe
 from transformers import AutoTokenizer
 
@@ -135,7 +135,7 @@ def adapted(model: Path | str, task: str, options: argparse.Namespace, *, shots:
     else:
         begun, tokenizer = MultiTaskModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     data = rows.load(tokenizer)
-    data = replace(data, test={name: first(split, options.test_rows) for name, split in data.test.items()})
+    data = replace(data, test={name: spaced(split, options.test_rows) for name, split in data.test.items()})
     folder = options.output_dir / "adapted"
     training = {"learning_rate": options.learning_rate, "precision": "fp32", "disable_tqdm": True}
     run = adapt(begun, tokenizer, rows, folder, steps=options.steps, training=training, overwrite=True, data=data)

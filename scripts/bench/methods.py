@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from sampling import first, primary, spread
+from sampling import primary, spaced, spread
 from scores import DATASETS, TASKS, make_recipe
 
 from hf_mtl.training.balancing_methods import AGGREGATIONS, BALANCINGS
@@ -185,8 +185,8 @@ def train(options: argparse.Namespace, method: str, seed: int) -> None:
     data = load_recipe(recipe, seed=seed)
     data = replace(
         data,
-        validation={name: first(own, options.validation_rows) for name, own in data.validation.items()},
-        test={name: first(own, options.test_rows) for name, own in data.test.items()},
+        validation={name: spaced(own, options.validation_rows) for name, own in data.validation.items()},
+        test={name: spaced(own, options.test_rows) for name, own in data.test.items()},
     )
     folder = run_folder(options, method, seed)
     results = run_training(recipe, folder, resume=True, data=data).results

@@ -70,8 +70,8 @@ def main() -> None:
             data = load_recipe(recipe)
             data = replace(
                 data,
-                validation={name: first(own, options.validation_rows) for name, own in data.validation.items()},
-                test={name: first(own, options.test_rows) for name, own in data.test.items()},
+                validation={name: spaced(own, options.validation_rows) for name, own in data.validation.items()},
+                test={name: spaced(own, options.test_rows) for name, own in data.test.items()},
             )
             run = run_training(recipe, folder, resume=True, callbacks=[TrainingProgress()], data=data)
             drop_checkpoints(folder)
@@ -82,10 +82,10 @@ def main() -> None:
     (options.output_dir / "sampling.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def first(split: EncodedSplit, rows: int) -> EncodedSplit:
-    """Return the first rows of a split."""
-    rows = min(rows, len(split))
-    return replace(split, raw=split.raw.select(np.arange(rows)), features=split.features.select(range(rows)))
+def spaced(split: EncodedSplit, rows: int) -> EncodedSplit:
+    """Return rows of a split, evenly spaced: files may be sorted by label, and their first rows of one label alone."""
+    chosen = np.linspace(0, len(split), min(rows, len(split)), endpoint=False).astype(np.int64)
+    return replace(split, raw=split.raw.select(chosen), features=split.features.select(chosen))
 
 
 def primary(test: Mapping[str, Any]) -> dict[str, float]:
