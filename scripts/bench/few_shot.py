@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sampling import machine
+from sampling import machine, spaced
 from scores import DATASETS, TASKS, make_recipe
 from transformers import AutoTokenizer
 
