@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, OWN, TASKS, batch, every_encoder, every_family, labels, logits_of, model_types, new_model
+from families import EVERY, FAMILIES, TASKS, batch, every_encoder, every_family, labels, logits_of, new_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -73,7 +73,14 @@ def test_a_device_map_changes_nothing(model_type: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "model_type",
-    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in [*model_types(), *OWN] if name != "bert")],
+    [
+        "bert",
+        *(
+            pytest.param(name, marks=[*family.marks, pytest.mark.slow])
+            for name, family in EVERY.items()
+            if name != "bert"
+        ),
+    ],
 )
 def test_compiled_answers_are_the_same(model_type: str) -> None:
     model = new_model(model_type)
