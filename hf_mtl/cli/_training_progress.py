@@ -30,7 +30,9 @@ class TrainingProgress(TrainerCallback):
             if isinstance(batches, EpochBatchSampler):
                 err().print(plan_table(TrainingPlan.of(batches)))
             precision = next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32")
-            err().print(f"training {state.max_steps - state.global_step} steps in {precision}")
+            sampling = getattr(args, "sampling", None)  # said, as it may have been chosen from what the rest allows
+            sampled = f", sampling {sampling}" if isinstance(batches, EpochBatchSampler) else ""
+            err().print(f"training {state.max_steps - state.global_step} steps in {precision}{sampled}")
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

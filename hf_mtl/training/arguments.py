@@ -25,6 +25,7 @@ from hf_mtl.training.step_checks import check_balancing, check_perturbation
 
 logger = logging.getLogger(__name__)
 
+AUTO = "auto"
 BATCHINGS = ("mixed", "homogeneous")
 LOWER_IS_BETTER = ("loss", "rmse", "mae")
 """How the names of metrics end of which the best is the least."""
@@ -97,7 +98,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     Args:
         sampling: how datasets are sampled: `proportional`, `uniform`, `temperature`, `annealed`, `round_robin`,
-            `explicit`, `adaptive` or the name of a registered sampling strategy; see `hf_mtl.training.samplers`.
+            `explicit`, `adaptive` or the name of a registered sampling strategy; see `hf_mtl.training.samplers`. As
+            `auto`, `adaptive` where evaluations can steer it, else `proportional`.
         sampling_kwargs: options of the sampling strategy, such as `{"temperature": 2}`.
         batching: `"mixed"`, batches with rows of any datasets, or `"homogeneous"`, each batch of one dataset.
         every_task_in_batch: whether every mixed batch (over all processes) holds its share of each dataset and a row
@@ -154,7 +156,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         SpecError: an argument has a value that is not allowed, or that would have no effect.
     """
 
-    sampling: str = field(default="proportional", metadata={"help": "Sampling strategy of the datasets."})
+    sampling: str = field(default=AUTO, metadata={"help": "Sampling strategy of the datasets."})
     sampling_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of the sampling strategy."}
     )
@@ -225,6 +227,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._read_mappings()
+        self._settle_sampling()
         self._check_sampling()
         self._check_values()
         self._check_best_model()
@@ -322,6 +325,22 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 mend="give both the same value, or set load_best_model_at_end to false",
             )
 
+    def _settle_sampling(self) -> None:
+        """Choose the strategy where none is named: the one that follows scores, unless something is in its way."""
+        if self.sampling != AUTO:
+            return
+        if self.sampling_kwargs:
+            raise SpecError(
+                f"sampling_kwargs is {self.sampling_kwargs!r}, but sampling is {AUTO!r}",
+                mend=f"set sampling to the strategy that these are options of: {one_of(SAMPLERS.names())}",
+            )
+        steered = plain(self.eval_strategy) != "no" and not self._evaluates_after_saving()
+        self.sampling = "adaptive" if steered and self.max_tokens_per_batch is None else "proportional"
+
+    def _evaluates_after_saving(self) -> bool:
+        """Whether a checkpoint of an epoch's last step would stand before the evaluation that the next epoch goes by."""
+        return (plain(self.eval_strategy), plain(self.save_strategy)) == ("epoch", "steps")
+
     def _check_sampling(self) -> None:
         sampler = SAMPLERS.get(self.sampling)
         try:
@@ -359,14 +378,12 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 )
 
     def _check_scores_to_follow(self) -> None:
-        evaluates, saves = plain(self.eval_strategy), plain(self.save_strategy)
-        if evaluates == "no":
+        if plain(self.eval_strategy) == "no":
             raise SpecError(
                 f"sampling is {self.sampling!r}, but eval_strategy is 'no', so there would be no scores to follow",
                 mend="set eval_strategy",
             )
-        if (evaluates, saves) == ("epoch", "steps"):
-            # A checkpoint of an epoch's last step would stand before the evaluation that the next epoch goes by.
+        if self._evaluates_after_saving():
             raise SpecError(
                 f"sampling is {self.sampling!r}, eval_strategy 'epoch' and save_strategy 'steps', so that a run could "
                 "not be resumed exactly",

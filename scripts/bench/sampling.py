@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "uniform": {"sampling": "uniform"},
     "annealed": {"sampling": "annealed"},
     "adaptive": {"sampling": "adaptive"},
+    "adaptive-2": {"sampling": "adaptive", "sampling_kwargs": {"temperature": 2}},
     "round-robin-homogeneous": {"sampling": "round_robin", "batching": "homogeneous"},
     "proportional-uw": {"sampling": "proportional", "every_task_in_batch": True, "balancing": "uw"},
     "proportional-dwa": {"sampling": "proportional", "every_task_in_batch": True, "balancing": "dwa"},

@@ -31,7 +31,7 @@ def read(values: str | dict[str, Any]) -> MultiTaskTrainingArguments:
 def test_the_defaults() -> None:
     arguments = read({})
     wanted = {
-        "sampling": "proportional",
+        "sampling": "adaptive",
         "learning_rate": 1e-4,
         "num_train_epochs": 3.0,
         "per_device_train_batch_size": 32,
@@ -43,6 +43,28 @@ def test_the_defaults() -> None:
         "report_to": [],
     }
     assert {name: getattr(arguments, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "sampling"),
+    [
+        ("sampling: auto", "adaptive"),
+        ("{eval_strategy: steps, save_strategy: steps}", "adaptive"),
+        ("{eval_strategy: no, load_best_model_at_end: false}", "proportional"),
+        ("{save_strategy: steps, load_best_model_at_end: false}", "proportional"),
+        ("max_tokens_per_batch: 512", "proportional"),
+        ("{sampling: uniform, max_tokens_per_batch: 512}", "uniform"),
+    ],
+)
+def test_sampling_follows_scores_where_evaluations_can_steer_it(text: str, sampling: str) -> None:
+    assert read(text).sampling == sampling
+
+
+def test_options_of_sampling_need_its_name() -> None:
+    with pytest.raises(
+        SpecError, match=r"sampling_kwargs is \{'temperature': 2\}, but sampling is 'auto'; set .*'uniform'"
+    ):
+        read("sampling_kwargs: {temperature: 2}")
 
 
 def test_making_arguments_writes_nothing(tmp_path: Path) -> None:

@@ -391,7 +391,7 @@ def test_what_is_saved_loads_and_scores_alike(trainer_for: Make, tiny_data: Reci
 
 def test_a_saved_model_holds_no_pickle_no_secret_and_no_path(trainer_for: Make, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    trainer = trainer_for(max_steps=1, hub_token="hf_secret", **ONLY_TRAIN)
+    trainer = trainer_for(max_steps=1, hub_token="hf_secret", **ONLY_TRAIN, sampling="uniform")
     trainer.train()
     trainer.save_model(str(folder))
     trainer.save_model(str(folder))  # once more over itself
@@ -404,7 +404,7 @@ def test_a_saved_model_holds_no_pickle_no_secret_and_no_path(trainer_for: Make, 
         assert b"hf_secret" not in content
         assert str(tmp_path).encode() not in content
     arguments = json.loads((folder / TRAINING_ARGS_NAME).read_text(encoding="utf-8"))
-    assert arguments["sampling"] == "proportional"
+    assert arguments["sampling"] == "uniform"
     assert arguments["learning_rate"] == 1e-3
 
 
