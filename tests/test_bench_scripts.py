@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from tiny import tiny_folder  # noqa: F401 (fixture)
+from tiny import tiny_data, tiny_folder, tiny_recipe  # noqa: F401 (fixtures)
 
-from hf_mtl.data.preparation import load_recipe
+from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import parse_recipe
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
@@ -184,3 +184,21 @@ def test_standard_errors_are_those_of_the_mean(monkeypatch: pytest.MonkeyPatch) 
     few_shot = script("few_shot", monkeypatch)
     assert few_shot.spread([60.0, 62.0, 64.0, 66.0]) == "63.0 ± 1.3"  # 2.58 / 2
     assert few_shot.spread([61.0]) == "61.0"
+
+
+# ---------------------------------------------------------------------- rows that are looked at
+
+
+def test_spaced_rows_are_those_of_the_split(
+    tiny_data: RecipeData,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampling = script("sampling", monkeypatch)
+    for name, split in tiny_data.validation.items():
+        few = sampling.spaced(split, 7)
+        places = [len(split) * number // 7 for number in range(7)]
+        assert [few.raw.dataset[number] for number in range(7)] == [split.raw.dataset[place] for place in places], name
+        assert few.lengths.tolist() == split.lengths[places].tolist()
+        for task in split.tasks:
+            labelled = set(split.labelled(task.spec.name).tolist())
+            assert few.labelled(task.spec.name).tolist() == [n for n, place in enumerate(places) if place in labelled]

@@ -86,7 +86,8 @@ def main() -> None:
 def spaced(split: EncodedSplit, rows: int) -> EncodedSplit:
     """Return rows of a split, evenly spaced: files may be sorted by label, and their first rows of one label alone."""
     chosen = np.linspace(0, len(split), min(rows, len(split)), endpoint=False).astype(np.int64)
-    return replace(split, raw=split.raw.select(chosen), features=split.features.select(chosen))
+    # Flattened: what reads columns as they lie in memory knows nothing of a selection.
+    return replace(split, raw=split.raw.select(chosen), features=split.features.select(chosen).flatten_indices())
 
 
 def primary(test: Mapping[str, Any]) -> dict[str, float]:
