@@ -54,6 +54,7 @@ def slot_values(command: Command, language: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_slots_are_valid_bio(commands: dict[str, list[Command]], language: str) -> None:
     for command in commands[language]:
         assert len(command.tokens) == len(command.slots) > 0
@@ -64,6 +65,7 @@ def test_slots_are_valid_bio(commands: dict[str, list[Command]], language: str) 
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_slot_words_come_from_the_vocabulary(commands: dict[str, list[Command]], language: str) -> None:
     vocabulary = VOCABULARIES[language]
     items = ("shopping_list_item", "todo_list_item")
@@ -123,6 +125,7 @@ def test_neighbouring_slots_of_one_kind_stay_apart() -> None:
     assert slots == ("B-name", "I-name", "B-name", "B-name")
 
 
+@pytest.mark.slow
 def test_chinese_tokens_are_single_characters(commands: dict[str, list[Command]]) -> None:
     tokens = {token for command in commands["zh-CN"] for token in command.tokens}
     assert all(len(token) == 1 or re.fullmatch(r"[A-Za-z]+|\d+(\.\d+)?", token) for token in tokens)
@@ -130,6 +133,7 @@ def test_chinese_tokens_are_single_characters(commands: dict[str, list[Command]]
 
 
 @pytest.mark.parametrize(("language", "sentences", "intents"), [("en", 14_000, 37), ("zh-CN", 10_000, 38)])
+@pytest.mark.slow
 def test_sizes(splits: dict[str, dict[str, list[Command]]], language: str, sentences: int, intents: int) -> None:
     sizes = {split: len(rows) for split, rows in splits[language].items()}
     total = sum(sizes.values())
@@ -141,6 +145,7 @@ def test_sizes(splits: dict[str, dict[str, list[Command]]], language: str, sente
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_no_sentence_has_two_intents(commands: dict[str, list[Command]], language: str) -> None:
     intents: dict[str, str] = {}
     for command in commands[language]:
@@ -153,6 +158,7 @@ def pairs(splits: Iterable[str] = SPLITS) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_splits_share_no_text_and_no_template(splits: dict[str, dict[str, list[Command]]], language: str) -> None:
     for a, b in pairs():
         one, other = splits[language][a], splits[language][b]
@@ -165,6 +171,7 @@ def test_splits_share_no_text_and_no_template(splits: dict[str, dict[str, list[C
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_train_knows_every_label(splits: dict[str, dict[str, list[Command]]], language: str) -> None:
     intents = {split: {command.intent for command in rows} for split, rows in splits[language].items()}
     tags = {split: {tag for command in rows for tag in command.slots} for split, rows in splits[language].items()}
@@ -251,6 +258,7 @@ def test_encoder_is_packaged() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_example_sentences_are_new(commands: dict[str, list[Command]], language: str) -> None:
     examples = example_sentences(language)
     assert len(examples) == 3

@@ -37,6 +37,7 @@ def test_the_terminal_shows_words_with_counts_and_errors(done: Called, page: Pat
     assert "looking at moods" in done.err
 
 
+@pytest.mark.slow
 def test_parts_of_the_whole_model_are_chosen(trained: Path, recipe: Path, tmp_path: Path) -> None:
     compared = {"alone_by_seed": [0.5, 0.5], "together_by_seed": [0.6, 0.7]}
     comparison = tmp_path / "comparison.json"

@@ -73,6 +73,7 @@ def test_tune_prints_trials_and_the_best_arguments(recipe: Path, tmp_path: Path)
     call("train", tmp_path / "runs" / "best_recipe.yaml", "--output-dir", tmp_path / "best", "--save-strategy", "no")
 
 
+@pytest.mark.slow
 def test_cross_validate_prints_mean_and_standard_deviation(recipe: Path, tmp_path: Path) -> None:
     done = start("cross-validate", recipe, tmp_path / "runs", *QUICK)
     results = json.loads((tmp_path / "runs" / "cross_validation.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from calling import call
 
 QUICK = ("--rows", 12, "--task", "intent", "--task", "slots")
@@ -24,6 +25,7 @@ def test_tasks_are_trained_for_a_few_steps_from_the_recipes_encoder(
     assert text.count("<img ") == 4
 
 
+@pytest.mark.slow
 def test_models_of_single_tasks_take_the_place_of_the_steps(trained: Path, recipe: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     alone = [value for task in ("intent", "slots") for value in ("--alone", f"{task}={trained}")]

@@ -119,6 +119,7 @@ def test_bad_yaml_names_the_line(text: str, line: int, problem: str) -> None:
     assert parse_scalar(text) == text
 
 
+@pytest.mark.slow
 def test_nesting_without_end_is_an_error() -> None:
     with pytest.raises(RecipeError, match="nested too deeply"):
         parse_yaml("[" * 5000, where="here")

@@ -379,6 +379,7 @@ def test_what_was_measured_is_plain_json(found: Quality) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+@pytest.mark.slow
 def test_pictures_are_drawn_alike_again(explainer: Explainer, found: Quality, ending: str, tmp_path: Path) -> None:
     numbers = quality(explainer, ROWS[:1], "similarity", methods=["occlusion"])
     for name in ("first", "second"):

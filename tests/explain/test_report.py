@@ -241,6 +241,7 @@ def test_tagging_tells_the_target_from_its_context(explainer: Explainer) -> None
             assert set(claim.units) == set(range(len(explanation.units))) - set(explanation.own)
 
 
+@pytest.mark.slow
 def test_that_context_barely_matters_is_said_where_measured_not_where_scores_say_so(explainer: Explainer) -> None:
     for text in TEXTS[:5]:
         for task in ("slots", "grammar"):

@@ -38,7 +38,9 @@ from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.model.precision import best_precision
 
 FORMATS = ("onnx", "openvino")
-both_formats = pytest.mark.parametrize("format", FORMATS)
+both_formats = pytest.mark.parametrize(
+    "format", [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in FORMATS]
+)
 TEXTS: list[Any] = ["the film was great", "fly to new york", "a", "good " * 40, {"tokens": ["play", "bob"]},
                     {"text": "songs", "text_pair": "old music for me"}]  # fmt: skip
 
@@ -165,6 +167,7 @@ def test_what_is_said_to_differ_differs_by_that_at_most(
 
 
 @pytest.mark.skipif(best_precision("cpu") != "bf16", reason="this CPU has no instructions for bfloat16")
+@pytest.mark.slow
 def test_openvino_computes_in_bfloat16_unless_told_otherwise(make: Callable[..., Made], learnt: MultiTaskModel) -> None:
     inputs = padded(8, 30)
     wanted = logits_of(learnt, inputs)
@@ -222,7 +225,7 @@ def test_scores_and_losses_are_those_of_the_model(
 int8_graphs = pytest.mark.parametrize(
     ("format", "fitted"),
     [
-        pytest.param("onnx", False, id="onnx"),
+        pytest.param("onnx", False, id="onnx", marks=pytest.mark.slow),
         pytest.param("openvino", True, id="openvino fitted", marks=pytest.mark.slow),
         pytest.param("openvino", False, id="openvino", marks=pytest.mark.slow),
     ],

@@ -117,6 +117,7 @@ def errors(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
 
 @pytest.mark.parametrize("way", ["class", "auto", "load_model"])
 @pytest.mark.parametrize("case", ABSURD)
+@pytest.mark.slow
 def test_a_configuration_that_cannot_be_is_an_error_before_memory_is_taken(
     errors: dict[str, dict[str, str]], case: str, way: str
 ) -> None:

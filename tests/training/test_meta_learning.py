@@ -313,6 +313,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         meta_train(small_recipe(tmp_path), tmp_path / "run", MetaOptions(**QUICK))
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, freeze_layers=1)
     meta_train(recipe, tmp_path / "run", MetaOptions(**QUICK))

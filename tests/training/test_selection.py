@@ -183,6 +183,7 @@ def test_training_stops_after_so_many_evaluations_without_a_better_value(
         assert point is not None  # or this test would say little
 
 
+@pytest.mark.slow
 def test_a_resumed_run_waits_no_longer_than_an_uninterrupted_one(trainer_for: Make) -> None:
     options = {**OFTEN, "max_steps": 40, "learning_rate": 0.0, "early_stopping_patience": 3}
     whole = trainer_for(**options)
@@ -195,6 +196,7 @@ def test_a_resumed_run_waits_no_longer_than_an_uninterrupted_one(trainer_for: Ma
         assert [log["step"] for log in evaluations(resumed)] == [4, 8, 12, 16]
 
 
+@pytest.mark.slow
 def test_a_run_that_had_stopped_early_is_not_trained_on(trainer_for: Make) -> None:
     options = {**OFTEN, "max_steps": 40, "early_stopping_patience": 1, "early_stopping_threshold": 1.0}
     whole = trainer_for(**options)
@@ -209,6 +211,7 @@ def test_a_run_that_had_stopped_early_is_not_trained_on(trainer_for: Make) -> No
     assert len(evaluations(resumed)) == 2
 
 
+@pytest.mark.slow
 def test_transformers_can_restore_the_callback_as_well(trainer_for: Make) -> None:
     options = {**OFTEN, "max_steps": 40, "learning_rate": 0.0, "early_stopping_patience": 3}
     whole = trainer_for(**options)
@@ -315,6 +318,7 @@ def test_frozen_heads_stay_frozen_in_a_resumed_run_to_the_bit(trainer_for: Make)
     assert freezing(whole).frozen
 
 
+@pytest.mark.slow
 def test_a_new_training_begins_with_nothing_frozen(trainer_for: Make) -> None:
     snapshots = Snapshots()
     trainer = trainer_for(**{**OFTEN, "save_strategy": "no"}, max_steps=12, head_patience=1, callbacks=[snapshots])

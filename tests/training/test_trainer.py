@@ -121,7 +121,10 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(trainer_for: Make, tmp_
     assert any(not torch.equal(weight, runs[0][name]) for name, weight in runs[2].items())
 
 
-@pytest.mark.parametrize(("checkpoint", "workers"), [(3, 0), (12, 0), (12, 2)])
+@pytest.mark.parametrize(
+    ("checkpoint", "workers"),
+    [pytest.param(3, 0, marks=pytest.mark.slow), pytest.param(12, 0, marks=pytest.mark.slow), (12, 2)],
+)
 def test_resuming_within_an_epoch_gives_the_same_weights_to_the_bit(
     checkpoint: int, workers: int, trainer_for: Make
 ) -> None:
@@ -173,6 +176,7 @@ def test_bf16_trains_on_a_cpu(trainer_for: Make) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy", "cosine"])
+@pytest.mark.slow
 def test_schedules_run(schedule: str, trainer_for: Make) -> None:
     trainer = trainer_for(num_train_epochs=2, lr_scheduler_type=schedule, logging_steps=1)
     trainer.train()
@@ -321,6 +325,7 @@ def test_the_progress_bar_fills_and_closes(trainer_for: Make, monkeypatch: pytes
     assert "20/20" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_notebooks_show_progress(trainer_for: Make, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("IPython")
     from transformers.utils.notebook import NotebookProgressCallback

@@ -236,6 +236,7 @@ def test_a_finished_search_does_nothing(recipe: Recipe, folder: Path, found: Tun
     assert {path: path.stat().st_mtime_ns for path in folder.glob("trial-*/*")} == before
 
 
+@pytest.mark.slow
 def test_less_is_better_for_a_loss(recipe: Recipe, tmp_path: Path) -> None:
     training = {**recipe.training, "metric_for_best_model": "sentiment_loss", "max_steps": 2}
     found = tune(replace(recipe, training=training), tmp_path / "search", trials=2)
@@ -249,6 +250,7 @@ def test_less_is_better_for_a_loss(recipe: Recipe, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_relative_gain_can_be_searched_for(recipe: Recipe, tmp_path: Path) -> None:
     training = {**recipe.training, "metric_for_best_model": "relative_gain", "single_task_scores": {"sentiment": 0.5}}
     found = tune(replace(recipe, training=training), tmp_path / "search", trials=1)
@@ -272,6 +274,7 @@ def test_arguments_that_do_not_go_together_make_a_trial_fail(recipe: Recipe, tmp
     assert found.training["sampling_kwargs"] == {"temperature": found.best.arguments["sampling_kwargs.temperature"]}
 
 
+@pytest.mark.slow
 def test_a_search_without_success_says_why(recipe: Recipe, tmp_path: Path) -> None:
     other = replace(recipe, search={"freeze_layers": [7, 8]})
     with pytest.raises(SpecError, match="no trial succeeded; the last: freeze_layers is"):
