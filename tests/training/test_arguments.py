@@ -51,7 +51,7 @@ def test_the_defaults() -> None:
         ("sampling: auto", "adaptive"),
         ("{eval_strategy: steps, save_strategy: steps}", "adaptive"),
         ("{eval_strategy: no, load_best_model_at_end: false}", "proportional"),
-        ("{save_strategy: steps, load_best_model_at_end: false}", "proportional"),
+        ("{eval_strategy: epoch, save_strategy: steps, load_best_model_at_end: false}", "proportional"),
         ("max_tokens_per_batch: 512", "proportional"),
         ("{sampling: uniform, max_tokens_per_batch: 512}", "uniform"),
     ],

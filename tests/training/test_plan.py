@@ -288,7 +288,10 @@ def test_a_registered_strategy_is_used_by_its_name(
     ("values", "problem"),
     [
         ({"sampling": "random"}, "'random' is not a sampling strategy; use one of 'adaptive', 'annealed'"),
-        ({"sampling_kwargs": {"temperature": 2}}, "sampling_kwargs: Proportional.* has no option 'temperature'"),
+        (
+            {"sampling": "proportional", "sampling_kwargs": {"temperature": 2}},
+            "sampling_kwargs: Proportional.* has no option 'temperature'",
+        ),
         (
             {"sampling": "temperature", "sampling_kwargs": {"seed": 2}},
             "sampling_kwargs: Temperature.* has no option 'seed'; use 'temperature'",
