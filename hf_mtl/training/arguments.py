@@ -338,7 +338,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         self.sampling = "adaptive" if steered and self.max_tokens_per_batch is None else "proportional"
 
     def _evaluates_after_saving(self) -> bool:
-        """Whether a checkpoint of an epoch's last step would stand before the evaluation that the next epoch goes by."""
+        """Whether an epoch's last checkpoint would be written before the evaluation that the next epoch goes by."""
         return (plain(self.eval_strategy), plain(self.save_strategy)) == ("epoch", "steps")
 
     def _check_sampling(self) -> None:

@@ -35,8 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "temperature-5": {"sampling": "temperature", "sampling_kwargs": {"temperature": 5}},
     "uniform": {"sampling": "uniform"},
     "annealed": {"sampling": "annealed"},
-    "adaptive": {"sampling": "adaptive"},
-    "adaptive-2": {"sampling": "adaptive", "sampling_kwargs": {"temperature": 2}},
+    "adaptive-1": {"sampling": "adaptive", "sampling_kwargs": {"temperature": 1}},
+    "adaptive-2": {"sampling": "adaptive", "sampling_kwargs": {"temperature": 2}},  # the default
     "round-robin-homogeneous": {"sampling": "round_robin", "batching": "homogeneous"},
     "proportional-uw": {"sampling": "proportional", "every_task_in_batch": True, "balancing": "uw"},
     "proportional-dwa": {"sampling": "proportional", "every_task_in_batch": True, "balancing": "dwa"},

@@ -34,7 +34,7 @@ FORMULAS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "annealed": lambda n, e: n ** (1 - 0.8 * e / 3),
     "round_robin": lambda n, e: n**0,
     "explicit": lambda n, e: np.array([1.0, 5.0, 2.0]),
-    "adaptive": lambda n, e: n if e == 0 else n * (1 - np.array(list(SCORES.values()))),
+    "adaptive": lambda n, e: n**0.5 if e == 0 else n**0.5 * (1 - np.array(list(SCORES.values()))),
 }
 """What each strategy's probabilities are in proportion to, for sizes and the epoch of four, from 0."""
 
@@ -284,7 +284,7 @@ def adaptive(**options: Any) -> AdaptiveSampler:
 
 
 def test_adaptive_follows_the_gap_from_the_next_epoch_on() -> None:
-    sampler = adaptive()
+    sampler = adaptive(temperature=1)
     sampler.begin(0)
     sampler.observe({"sentiment": 0.9, "intent": 0.8, "slots": 0.2})
     assert sampler.probabilities(0) == pytest.approx([0.75, 0.25])

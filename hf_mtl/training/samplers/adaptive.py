@@ -19,6 +19,9 @@ class AdaptiveSampler(Sampler):
     is known, else 1. What an evaluation finds takes effect from the next epoch; before the first one
     `p_i ~ n_i^(1/T)`. A task that is not evaluated has the mean gap of those that are.
 
+    Size counts by its square root where `temperature` is not given, so that small datasets have their part before the
+    first evaluation, too.
+
     After the dynamic sampling of Gottumukkala et al. 2020, "Dynamic Sampling Strategies for Multi-Task Reading
     Comprehension", https://aclanthology.org/2020.acl-main.86, who sample by the gap alone.
 
@@ -39,7 +42,7 @@ class AdaptiveSampler(Sampler):
     follows_scores: ClassVar[bool] = True
 
     def __init__(
-        self, sizes: Mapping[str, int], *, temperature: float = 1.0, floor: float = 0.02, **basics: Any
+        self, sizes: Mapping[str, int], *, temperature: float = 2.0, floor: float = 0.02, **basics: Any
     ) -> None:
         super().__init__(sizes, **basics)
         self.temperature = check_number("temperature", temperature, above=0.0)
