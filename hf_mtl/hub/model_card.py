@@ -283,6 +283,12 @@ def _limitations(facts: CardFacts) -> str:
     small = [dataset.name for dataset in facts.datasets if 0 < dataset.rows.get("train", 0) < 1000]
     if small:
         lines.append(f"Fewer than 1,000 training rows: {', '.join(small)}.")
+    graphs = [task.name for task in facts.tasks if task.token_graph]
+    if graphs:
+        lines.append(
+            f"Read the dependency graph of the words: {', '.join(graphs)}. Give `heads`, the governor of each word, "
+            "beside `tokens`; without, each word joins its neighbours."
+        )
     unscored = [
         task.name for task in facts.tasks if not any(task.name in by_task for by_task in facts.results.values())
     ]

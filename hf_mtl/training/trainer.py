@@ -185,8 +185,9 @@ class MultiTaskTrainer(Trainer):
             self._sampler.observe({task: 0.0 if math.isnan(value) else value for task, value in primaries.items()})
 
     def sampling_shares(self) -> dict[str, float]:
-        """Return each dataset's share of the rows that an epoch draws; empty before training."""
-        return {dataset.name: dataset.share for dataset in self._plan.datasets} if self._plan is not None else {}
+        """Return each dataset's share of the rows that were trained on; empty before training."""
+        rows = {} if self._sampled is None else self._sampled.state_dict()
+        return {name: own / sum(rows.values()) for name, own in rows.items()} if any(rows.values()) else {}
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         return int(cast(EpochBatchSampler, dataloader.batch_sampler).counts(0).sum())

@@ -68,6 +68,13 @@ def test_every_fact_is_in_the_text(tmp_path: Path) -> None:
     assert "Fewer than 1,000 training rows: voice." in text
 
 
+def test_tasks_that_read_more_than_the_text_say_so(tmp_path: Path) -> None:
+    assert "dependency graph" not in write_card(tmp_path, FACTS).read_text(encoding="utf-8")
+    graph = replace(SLOTS, token_graph=True)
+    text = write_card(tmp_path, replace(FACTS, tasks=(SENTIMENT, graph))).read_text(encoding="utf-8")
+    assert "dependency graph of the words: slots. Give `heads`" in text
+
+
 def test_nothing_is_said_that_is_not_known(tmp_path: Path) -> None:
     bare = CardFacts(name="m", encoder="folder/with/parts", tasks=(SENTIMENT,))
     card = ModelCard.load(write_card(tmp_path, bare))

@@ -231,6 +231,9 @@ def test_adaptive_sampling_draws_by_what_evaluations_found(trainer_for: Make) ->
         drawn = np.array(list(logs[epoch].values())) - np.array(list(logs[epoch - 1].values()))
         assert np.abs(drawn - wanted).max() < 1
         assert np.ptp(drawn) > 5
+    assert trainer.sampling_shares() == {
+        name: rows / 720 for name, rows in zip(trainer.train_splits, logs[-1].values(), strict=True)
+    }
 
 
 def test_only_evaluations_in_training_are_followed(trainer_for: Make, tiny_data: RecipeData) -> None:
