@@ -205,7 +205,7 @@ def default_search(num_datasets: int, training: Mapping[str, Any]) -> dict[str, 
         "per_device_train_batch_size": [16, 32, 64],
     }
     if num_datasets > 1 and not training.get("sampling_kwargs"):
-        search["sampling"] = ["proportional", "temperature", "uniform"]
+        search["sampling"] = ["auto", "proportional", "temperature", "uniform"]
     return search
 
 
