@@ -21,7 +21,7 @@ from hf_mtl.model.lora import lora_config
 from hf_mtl.model.precision import PRECISIONS, best_precision
 from hf_mtl.registry import SAMPLERS
 from hf_mtl.training.samplers.base import check_epoch_size
-from hf_mtl.training.step_checks import check_balancing, check_perturbation
+from hf_mtl.training.step_checks import check_balancing, check_packed, check_perturbation
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
             every so many steps.
         precision: `"fp32"`, `"bf16"` or `"fp16"` (mixed precision), or `"auto"`: bf16 where the device multiplies it
             faster than float32, else fp32. `bf16` and `fp16` of transformers, when true, go before it.
+        packing: whether the encoder runs on real tokens alone while training, with attention within rows; for BERT and
+            its relatives. Pays where batches hold much padding; see `hf_mtl.model.packing`.
         head_learning_rate: initial learning rate of the heads, which begin with random weights where the encoder is
             pretrained; ten times `learning_rate` where not given.
         layer_decay: learning rate of an encoder layer over that of the layer above it, in (0, 1]; the top layer learns
@@ -182,6 +184,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Log gradient norms and cosines every so many steps."}
     )
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16."})
+    packing: bool = field(default=False, metadata={"help": "Whether the encoder runs on real tokens alone."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Initial learning rate of the heads; ten times learning_rate where not given."}
     )
@@ -243,6 +246,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         self._settle_precision()
         check_balancing(self)
         check_perturbation(self)
+        check_packed(self)
         if self.ddp_find_unused_parameters is None:
             # A process has no labels for some task now and then; transformers forgets it with activation checkpointing.
             self.ddp_find_unused_parameters = True

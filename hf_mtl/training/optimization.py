@@ -13,6 +13,7 @@ from hf_mtl.data.recipe import near
 from hf_mtl.errors import SpecError
 from hf_mtl.model.lora import add_lora
 from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.model.packing import check_packing
 from hf_mtl.training.arguments import MultiTaskTrainingArguments
 
 HEAD_RATE = 10.0
@@ -29,13 +30,15 @@ def prepare_model(model: MultiTaskModel, args: MultiTaskTrainingArguments, train
 
     Args:
         model: the model.
-        args: `peft`, `freeze_embeddings`, `freeze_layers`, `freeze_encoder` and `freeze_heads`.
+        args: `peft`, `freeze_embeddings`, `freeze_layers`, `freeze_encoder`, `freeze_heads` and `packing`.
         trained: tasks that have training rows.
 
     Raises:
         SpecError: a task is unknown, the encoder has fewer layers, or nothing would be left to train.
-        ModelError: the encoder's layers cannot be told apart.
+        ModelError: the encoder's layers cannot be told apart, or its tokens not be packed.
     """
+    if args.packing:
+        check_packing(model)
     if args.peft is not None:
         add_lora(model, cast(dict[str, Any], args.peft), seed=args.seed)
     tasks = [spec.name for spec in model.specs]

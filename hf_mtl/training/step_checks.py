@@ -1,4 +1,4 @@
-"""What of a step's parts and LoRA cannot work with the other arguments, said before training starts."""
+"""What of tasks, steps and LoRA cannot work with the model or the other arguments, said before training starts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from hf_mtl.training.perturbations.base import Perturbation
 
 if TYPE_CHECKING:
     from hf_mtl.configuration import MultiTaskConfig
+    from hf_mtl.data.preparation import TrainingSplit
+    from hf_mtl.model.modeling import MultiTaskModel
     from hf_mtl.training.arguments import MultiTaskTrainingArguments
 
 
@@ -107,6 +109,48 @@ def check_perturbation(args: MultiTaskTrainingArguments) -> None:
             f"{name} reaches into the model while it runs, and torch_compile would leave that out",
             mend="set torch_compile to false",
         )
+
+
+def check_packed(args: MultiTaskTrainingArguments) -> None:
+    """Refuse packing beside what it cannot work with.
+
+    Raises:
+        SpecError: it cannot; says what to change.
+    """
+    if args.packing and args.torch_compile:
+        raise SpecError(
+            "packing is true, and torch_compile, too: every batch would be compiled for its number of tokens",
+            mend="leave one of them out",
+        )
+    if args.packing and args.perturbation is not None and PERTURBATIONS.get(args.perturbation).needs_embeddings:
+        raise SpecError(
+            f"packing is true, and perturbation {args.perturbation!r} disturbs embeddings of whole rows",
+            mend="leave packing out, or choose r_drop or mixup",
+        )
+
+
+def check_tasks(model: MultiTaskModel, split: TrainingSplit) -> None:
+    """Refuse a training split whose tasks are not those of the model.
+
+    Raises:
+        SpecError: the model lacks one, or has it with other labels or lengths.
+    """
+    specs = {spec.name: spec for spec in model.specs}
+    for task in split.tasks:
+        known = specs.get(task.spec.name)
+        found = None
+        if known is None:
+            found = "the model has no such task"
+        elif known.labels != task.spec.labels or known.type != task.spec.type:
+            found = "the model's task has other labels or another type"
+        elif (known.max_length, known.stride) != (task.spec.max_length, task.spec.stride):
+            found = "the model's task has another max_length or stride"
+        if found is not None:
+            raise SpecError(
+                found,
+                where=f"dataset {split.name!r}, task {task.spec.name!r}",
+                mend="load the recipe with tasks=model.specs",
+            )
 
 
 def check_architecture(config: MultiTaskConfig, *, fsdp: bool, deepspeed: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Never, cast
@@ -25,6 +26,7 @@ from hf_mtl.evaluation.prediction import collator_for
 from hf_mtl.evaluation.scoring import Scores, score
 from hf_mtl.model.lora import save_merged
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
+from hf_mtl.model.packing import packed
 from hf_mtl.training.arguments import RELATIVE_GAIN, MultiTaskTrainingArguments
 from hf_mtl.training.batching import EpochBatchSampler
 from hf_mtl.training.checkpointing import Stateful, load_parts, save_parts
@@ -43,7 +45,7 @@ from hf_mtl.training.sharding import (
     reduce_unused_parameters,
 )
 from hf_mtl.training.step import StepCallback, StepObjective
-from hf_mtl.training.step_checks import check_accelerator, check_architecture
+from hf_mtl.training.step_checks import check_accelerator, check_architecture, check_tasks
 from hf_mtl.training.streams import TrainingRows
 from hf_mtl.writing import write_text
 
@@ -100,7 +102,7 @@ class MultiTaskTrainer(Trainer):
             raise SpecError(f"args is of type {type(args).__name__}", mend="give MultiTaskTrainingArguments")
         self.train_splits = dict(train_dataset or {})
         for split in (*self.train_splits.values(), *(eval_dataset or {}).values()):
-            _check_tasks(model, split)
+            check_tasks(model, split)
         check_selection(args, eval_dataset or {})
         prepare_model(model, args, [task.spec.name for split in self.train_splits.values() for task in split.tasks])
         for name, mend in WITHOUT_EFFECT.items():
@@ -191,6 +193,10 @@ class MultiTaskTrainer(Trainer):
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         return int(cast(EpochBatchSampler, dataloader.batch_sampler).counts(0).sum())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with packed(self.multi_task_model) if self.args.packing else nullcontext():
+            return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Resumed at max_steps within an epoch, transformers 5.23 trains one step more (no upstream issue is known).
@@ -428,22 +434,3 @@ class MultiTaskTrainer(Trainer):
         # A card that stands there says more, be it a user's own or that of a whole run.
         if not Path(cast(str, self.args.output_dir), "README.md").exists():
             super().create_model_card(*args, **kwargs)
-
-
-def _check_tasks(model: MultiTaskModel, split: TrainingSplit) -> None:
-    specs = {spec.name: spec for spec in model.specs}
-    for task in split.tasks:
-        known = specs.get(task.spec.name)
-        found = None
-        if known is None:
-            found = "the model has no such task"
-        elif known.labels != task.spec.labels or known.type != task.spec.type:
-            found = "the model's task has other labels or another type"
-        elif (known.max_length, known.stride) != (task.spec.max_length, task.spec.stride):
-            found = "the model's task has another max_length or stride"
-        if found is not None:
-            raise SpecError(
-                found,
-                where=f"dataset {split.name!r}, task {task.spec.name!r}",
-                mend="load the recipe with tasks=model.specs",
-            )

@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(BENCH_TASKS))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--epoch-rows", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of a training batch")
     parser.add_argument("--validation-rows", type=int, default=300, help="rows of each validation set that are used")
     parser.add_argument("--test-rows", type=int, default=1000, help="rows of each test set that are used")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for method, problem in failed.items():
         print(f"\n{method} did not run: {problem}")
     rows = options.epochs * options.epoch_rows
-    print(f"\n{rows:,} rows in {options.epochs} epochs, seeds {options.seeds}; {machine.describe()}")
+    batches = f"{options.epochs} epochs, batches of {options.batch_size}"
+    print(f"\n{rows:,} rows in {batches}, seeds {options.seeds}; {machine.describe()}")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     values = {"machine": machine.describe(), "rows": rows, "runs": results, "failed": failed}
     (options.output_dir / "methods.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -223,6 +225,7 @@ def settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, A
 def recipe_of(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     """Return the recipe of a run as plain values."""
     training = {"num_train_epochs": options.epochs, "epoch_size": options.epoch_rows, "seed": seed}
+    training |= {"per_device_train_batch_size": options.batch_size}
     plain = make_recipe(options.data.resolve(), options.encoder, tuple(options.tasks), training)
     return METHODS[method].applied(plain)
 

@@ -23,10 +23,11 @@ with warnings.catch_warnings():
 from families import FAMILIES
 
 from hf_mtl.errors import MissingExtraError, ModelError, SpecError
-from hf_mtl.explain.eager import attention_implementation, eager_attention
+from hf_mtl.explain.eager import eager_attention
 from hf_mtl.explain.explainer import Explainer, make_method
 from hf_mtl.explain.methods._attentions import read_at
 from hf_mtl.explain.text import ExplainedText
+from hf_mtl.model.attention_implementation import attention_implementation
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.model.targets import Target
 

@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from hf_mtl.errors import ModelError
-from hf_mtl.explain.eager import attention_implementation
+from hf_mtl.model.attention_implementation import attention_implementation
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.model.pooling import AttentionPooling, weighted_states
 

@@ -252,9 +252,13 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    # RoBERTa and its relatives begin to count after the padding index.
+    return positions - first_position(config)
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Return the position id of a row's first token: RoBERTa and its relatives count from after the padding index."""
     counts_after_padding = any(family in config.model_type for family in _COUNTING_AFTER_PADDING)
-    return positions - (config.pad_token_id or 0) - 1 if counts_after_padding else positions
+    return (config.pad_token_id or 0) + 1 if counts_after_padding else 0
 
 
 def check_max_length(max_length: int, config: PreTrainedConfig) -> None:
