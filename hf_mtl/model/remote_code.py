@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hf_mtl import __version__
 from hf_mtl.errors import OutputError, SpecError
+from hf_mtl.model.encoders.base import adapter_for
 from hf_mtl.model.flattening import Flattening, Place, import_lines
 from hf_mtl.registry import ENCODERS, HEADS, Registry
 from hf_mtl.writing import write_text
@@ -132,7 +133,8 @@ def _foreign_members(model: MultiTaskModel) -> Iterator[tuple[str, str, type]]:
     """Yield family, name and class of the heads and the adapter of a model that are not of this package."""
     members: list[tuple[str, str, type]] = [("HEADS", spec.type, type(model.head(spec.name))) for spec in model.specs]
     names = {ENCODERS.get(name): name for name in ENCODERS.names()}
-    members.append(("ENCODERS", names[model.adapter], model.adapter))
+    adapter = adapter_for(model.config.get_text_config())  # the model's own may be one that packs while it is trained
+    members.append(("ENCODERS", names[adapter], adapter))
     for family, name, member in members:
         if member.__module__.partition(".")[0] != _PACKAGE:
             yield family, name, member
