@@ -37,6 +37,22 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("mostly_slow") and not item.get_closest_marker("slow"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for members in tests.values():
+        marker = members[0].get_closest_marker("mostly_slow")
+        assert marker is not None
+        wanted = min(marker.kwargs["fast"], len(members))
+        fast = {place * len(members) // wanted for place in range(wanted)}
+        for place, item in enumerate(members):
+            if place not in fast:
+                item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def _heard_by_tests() -> None:
     """Let tests hear our log, from which a command that ran in the same process may have cut them off."""

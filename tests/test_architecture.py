@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,12 @@ MAY_PRINT = ("cli", "demo", "scripts")
 MAX_LINES = 450
 
 
+parse = cache(ast.parse)  # every rule reads every file
+
+
 def sources(root: Path) -> Iterator[tuple[Path, ast.Module]]:
     for path in sorted(root.rglob("*.py")):
-        yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+        yield path, parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def module_parts(path: Path, root: Path) -> tuple[str, ...]:

@@ -110,6 +110,7 @@ def write(gradient: Tensor, parameters: list[Any]) -> None:
             parameter.grad = part.view_as(parameter)
 
 
+@pytest.mark.mostly_slow(fast=6)
 @every_method
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
 def test_training_equals_plain_torch_and_torchjd(family: str, name: str, tmp_path: Path) -> None:
@@ -134,6 +135,7 @@ def first_gradients(rows: list[dict[str, Any]], folder: Path, **values: Any) -> 
     return trainer.gradients[0]
 
 
+@pytest.mark.mostly_slow(fast=4)
 @pytest.mark.parametrize(("family", "name"), SAME_IN_PARTS, ids=[name for _, name in SAME_IN_PARTS])
 def test_one_batch_of_32_equals_four_accumulated_of_8(family: str, name: str, tmp_path: Path) -> None:
     """Labels are spread unevenly: one micro-batch has no stars, another no tags."""
@@ -145,6 +147,7 @@ def test_one_batch_of_32_equals_four_accumulated_of_8(family: str, name: str, tm
     assert {f"balancing.{i}" for i in range(method_of(family, name).learned)} <= found.keys()
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("options", [{}, {"balancing": "constant", "balancing_kwargs": OPTIONS["constant"]}])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_aggregation_that_sums_gives_the_gradients_of_ordinary_training(
@@ -162,6 +165,7 @@ def test_an_aggregation_that_sums_gives_the_gradients_of_ordinary_training(
     assert_close(found, wanted, atol=1e-6 if precision == "fp32" else 2e-2)
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("name", ["pcgrad", "upgrad", "nash_mtl"])
 def test_aggregation_takes_balanced_losses(name: str, tmp_path: Path) -> None:
     """Ten times as much weight for every task is ten times the loss."""
@@ -179,6 +183,7 @@ def test_aggregation_takes_balanced_losses(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("options", [{"activation_checkpointing": True}, {"freeze_layers": 1}, {"peft": {"r": 2}}])
 def test_aggregation_beside_other_options(options: dict[str, Any], tmp_path: Path) -> None:
     rows, values = rows_of(8), {"batch_size": 8, "aggregation": "mgda"}
@@ -194,6 +199,7 @@ def test_aggregation_beside_other_options(options: dict[str, Any], tmp_path: Pat
         assert_close(found, plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_trains_with_every_kind_of_method(tmp_path: Path) -> None:
     for family, name in (
         ("balancing", "uw"),
@@ -214,6 +220,7 @@ def test_half_precision_trains_with_every_kind_of_method(tmp_path: Path) -> None
 # ---------------------------------------------------------------------- tasks that a step lacks
 
 
+@pytest.mark.mostly_slow(fast=3)
 @pytest.mark.parametrize("name", [name for name, method in AGGREGATIONS.items() if not method.every_task])
 @pytest.mark.parametrize("absent", [["stars"], pytest.param(["topic", "stars"], marks=pytest.mark.slow)])
 def test_rows_of_absent_tasks_are_dropped(absent: list[str], name: str, tmp_path: Path) -> None:
@@ -289,6 +296,7 @@ DRAWING = ("random", "pcgrad", "graddrop", "gradvac")
 REMEMBERING = [m for m in METHODS if m[1] in DRAWING or method_of(*m).memory or method_of(*m).learned]
 
 
+@pytest.mark.mostly_slow(fast=3)
 @pytest.mark.parametrize(
     ("family", "name", "checkpoint"),
     [*((family, name, 3) for family, name in REMEMBERING), ("balancing", "dwa", 4)]

@@ -30,6 +30,7 @@ def test_the_seconds_before_a_checkpoint_count(trainer_for: Make, tmp_path: Path
     assert resumed.seconds > 1000.0
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
 def test_a_checkpoint_that_does_not_say_counts_as_none(trainer_for: Make, tmp_path: Path, content: str | None) -> None:
     trainer_for(**OPTIONS).train()

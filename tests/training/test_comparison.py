@@ -27,6 +27,8 @@ from hf_mtl.training.selection import relative_gain
 
 RUNS = ("together", *(f"alone-{task}" for task in TASKS))
 
+pytestmark = pytest.mark.slow  # one comparison of trainings for all of them
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
@@ -156,7 +158,6 @@ def test_costs_are_sums_of_the_single_runs(folder: Path) -> None:
     assert all(seconds > 0 for seconds in cost["inference_seconds"].values())
 
 
-@pytest.mark.slow
 def test_a_larger_epoch_is_larger_alone_as_well(recipe: Recipe, tmp_path: Path) -> None:
     twice = replace(recipe, training={**recipe.training, "num_train_epochs": 1, "epoch_size": 2 * (24 + 24)})
     found = compare(twice, tmp_path / "runs", resamples=5)
@@ -233,7 +234,6 @@ def cut_off(folder: Path) -> None:
     ],
     ids=["tables", "statistics", "runs"],
 )
-@pytest.mark.slow
 def test_what_is_missing_is_done_again_and_nothing_else(
     recipe: Recipe, folder: Path, copy: Path, change: Callable[[Path], None]
 ) -> None:
@@ -255,7 +255,6 @@ def test_a_finished_comparison_is_read_again_to_the_byte(recipe: Recipe, folder:
     assert not list(folder.glob("*/checkpoint-*"))
 
 
-@pytest.mark.slow
 def test_seeds_can_be_added_and_are_averaged(recipe: Recipe, copy: Path) -> None:
     started: list[str] = []
     found = compare(recipe, copy, seeds=(42, 1), resamples=20, on_run=lambda number, total, what: started.append(what))
@@ -328,7 +327,6 @@ def test_a_task_without_rows_is_refused_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_without_test_rows_the_validation_rows_are_scored(recipe: Recipe, tmp_path: Path) -> None:
     films = replace(recipe.datasets["films"], test=None)
     other = replace(recipe, datasets={**recipe.datasets, "films": films}, training={"max_steps": 2})

@@ -44,6 +44,7 @@ def check_same(found: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor |
 # ---------------------------------------------------------------------- micro-batches
 
 
+@pytest.mark.mostly_slow(fast=5)
 @pytest.mark.parametrize("kind", HEADS.names())
 def test_four_micro_batches_have_the_gradients_of_one_batch(
     kind: str, tiny_encoder_config: BertConfig, tmp_path: Path
@@ -69,6 +70,7 @@ def test_four_micro_batches_have_the_gradients_of_one_batch(
     check_same(steps[1], steps[0], atol=1e-6)
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("rows", [8, 7])
 def test_accumulated_batches_of_all_tasks_have_the_gradients_of_large_ones(
     rows: int, tiny_folder: Path, tmp_path: Path, trainer_for: Callable[..., MultiTaskTrainer]

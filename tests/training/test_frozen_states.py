@@ -112,6 +112,7 @@ def assert_alike(found: SimpleNamespace, wanted: SimpleNamespace, *, atol: float
         torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=atol, msg=name)
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("kind", ["pooled", "two kinds", "attention", "tokens"])
 def test_training_is_the_same_but_the_encoder_does_not_run(
     kind: str, data_of: dict[str, RecipeData], trainer_for: Make, tmp_path: Path

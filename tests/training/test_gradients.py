@@ -137,6 +137,7 @@ def train(folder: Path, **values: Any) -> FixedTrainer:
     return trainer
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize(
     "options",
     [

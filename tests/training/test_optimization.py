@@ -150,6 +150,7 @@ def test_every_trainable_parameter_changes_in_an_epoch(pooled_data: RecipeData, 
     assert changed(model, before) == {name for name, _ in model.named_parameters()} == set(before)
 
 
+@pytest.mark.mostly_slow(fast=4)
 @pytest.mark.parametrize(
     ("options", "frozen"),
     [
@@ -217,6 +218,7 @@ def test_a_frozen_encoder_gives_features_without_dropout_or_graph(
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize(
     "options",
     [

@@ -337,6 +337,7 @@ def test_four_micro_batches_have_the_gradients_of_one_batch(name: str, tmp_path:
     assert_close(steps[1], steps[0], atol=2e-5)
 
 
+@pytest.mark.mostly_slow(fast=1)
 @every_method
 def test_activation_checkpointing_changes_nothing(name: str, tmp_path: Path) -> None:
     steps = []
@@ -360,6 +361,7 @@ COMPOSED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.mostly_slow(fast=7)
 @pytest.mark.parametrize("how", COMPOSED)
 @every_method
 def test_it_goes_together_with_the_other_parts_of_a_step(name: str, how: str, tmp_path: Path) -> None:
@@ -404,6 +406,7 @@ def test_smart_in_bf16_moves_answers(tiny_encoder_config: BertConfig) -> None:
 # ---------------------------------------------------------------------- exact resume
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize(
     ("name", "options"), [("fgm", {}), ("freelb", {}), ("r_drop", {}), ("mixup", {}), ("smart", MOMENTUM)]
 )

@@ -173,6 +173,7 @@ def test_the_plan_is_logged_once_before_the_first_step(trainer_for: Make) -> Non
 # ---------------------------------------------------------------------- resuming
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [

@@ -237,6 +237,7 @@ def test_a_checkpoint_that_was_cut_off_at_any_of_its_files_is_passed_over(
         assert older.name == f"checkpoint-{FAST.steps - 1}", name  # 40 steps, saved every 3 and at the end
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("name", ["model.safetensors", "multi_task_state.pt", "trainer_state.json"])
 def test_a_run_whose_last_checkpoint_was_cut_off_ends_with_the_same_bits(
     whole: Path, recipe_for: Callable[[Case], Path], tiny_folder: Path, name: str

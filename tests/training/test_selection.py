@@ -253,6 +253,7 @@ def freezing(trainer: MultiTaskTrainer) -> PlateauFreezing:
     return next(c for c in trainer.callback_handler.callbacks if isinstance(c, PlateauFreezing))
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize("options", [{}, {"freeze_encoder": True}, {"aggregation": "mgda"}], ids=str)
 def test_a_head_that_gets_no_better_stays_as_it_is_from_then_on(options: dict[str, Any], trainer_for: Make) -> None:
     snapshots = Snapshots()

@@ -47,6 +47,7 @@ def gradients_of(
     return trainer.gradients[0]
 
 
+@pytest.mark.mostly_slow(fast=1)
 @pytest.mark.parametrize(
     "options",
     [{}, {"aggregation": "upgrad"}, {"balancing": "uw", "every_task_in_batch": True}],

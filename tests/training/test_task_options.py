@@ -47,6 +47,7 @@ def part_of(data: RecipeData, tasks: tuple[str, ...]) -> RecipeData:
     return replace(data, train=kept, validation={})
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize("tasks", [POOLED, TASKS], ids=["pooled", "tokens"])
 @pytest.mark.parametrize("sharing", SHARING)
 def test_states_of_a_frozen_encoder_are_kept(

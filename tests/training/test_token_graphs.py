@@ -48,6 +48,7 @@ def graph_rows(specs: list[TaskSpec], count: int) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.mostly_slow(fast=3)
 @pytest.mark.parametrize("kind", HEADS.names())
 def test_four_micro_batches_have_the_gradients_of_one_batch(
     kind: str, tiny_encoder_config: BertConfig, tmp_path: Path

@@ -341,6 +341,7 @@ def test_notebooks_show_progress(trainer_for: Make, capsys: pytest.CaptureFixtur
 # ---------------------------------------------------------------------- the best model
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize(
     ("metric", "best"),
     [("average", max), ("eval_sentiment_accuracy", max), ("similarity_rmse", min), ("slots_loss", min)],

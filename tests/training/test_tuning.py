@@ -260,6 +260,7 @@ def test_the_relative_gain_can_be_searched_for(recipe: Recipe, tmp_path: Path) -
     assert found.best.value == pytest.approx(100 * (accuracy - 0.5) / 0.5)
 
 
+@pytest.mark.slow
 def test_arguments_that_do_not_go_together_make_a_trial_fail(recipe: Recipe, tmp_path: Path) -> None:
     search = {"sampling": ["proportional", "temperature"], "sampling_kwargs.temperature": [2.0, 3.0]}
     other = replace(recipe, search=search, training={**recipe.training, "max_steps": 1})
