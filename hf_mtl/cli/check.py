@@ -24,6 +24,9 @@ def add_to(app: typer.Typer) -> None:
 
 def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe.", show_default=False)],
+    near: Annotated[
+        bool, typer.Option("--near", help="Also find rows that differ from held-out ones in a few words.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Read a recipe's data and report rows, labels, lengths, truncation and problems; trains nothing."""
@@ -44,7 +47,7 @@ def check(
         raise error.at(str(recipe)) from error.__cause__
     data = load_recipe(read, seed=arguments.seed)
     with progress("Reading streams", "rows") as show:
-        report = describe(data, on_rows=show)
+        report = describe(data, near=near, on_rows=show)
     if as_json:
         typer.echo(to_json(report, indent=2))
     else:
@@ -62,22 +65,25 @@ def check(
             out().print("no problems found")
 
 
-def describe(data: RecipeData, *, on_rows: Callable[[int, int | None], None] | None = None) -> dict[str, Any]:
+def describe(
+    data: RecipeData, *, near: bool = False, on_rows: Callable[[int, int | None], None] | None = None
+) -> dict[str, Any]:
     """Return datasets, tasks and problems as plain JSON values.
 
     Args:
         data: the recipe's data; what is streamed is read once.
+        near: whether to look for rows that are nearly those of a held-out split.
         on_rows: called with the number of rows read of a stream, and that of all its rows.
     """
     from hf_mtl.data.encoded import EncodedSplit
-    from hf_mtl.data.leakage import count_repeated, find_leaks
+    from hf_mtl.data.leakage import count_repeated, find_leaks, find_near_leaks
     from hf_mtl.data.stream_summary import summarize
     from hf_mtl.data.streamed import StreamedSplit
 
     held_out = {"validation": data.validation, "test": data.test}
     in_memory = {name: rows for name, rows in data.train.items() if isinstance(rows, EncodedSplit)}
     splits = {"train": in_memory, **held_out}
-    leaks = find_leaks(splits)
+    leaks = find_leaks(splits) + (find_near_leaks(splits) if near else [])
     datasets: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -104,12 +110,14 @@ def describe(data: RecipeData, *, on_rows: Callable[[int, int | None], None] | N
                 problems.extend(_task_problems(entry, data))
     for leak in leaks:
         problems.append(
-            f"{leak.rows} of the {leak.split} rows of {leak.dataset} stand in the {leak.held_out_split} rows of "
+            f"{leak.rows} of the {leak.split} rows of {leak.dataset} {'nearly ' if leak.near else ''}stand in the "
+            f"{leak.held_out_split} rows of "
             f"{leak.held_out} too: {_shortened(leak.example)!r} ({leak.place}; {leak.held_out_place})"
         )
     trained = {task["task"] for task in tasks if task["split"] == "train"}
     problems += [f"task {spec.name}: there are no training rows" for spec in data.tasks if spec.name not in trained]
-    omissions = [f"{name} train: whether rows repeat an earlier one, for they are streamed" for name in streams]
+    unseen = "whether rows repeat an earlier one" + (", or nearly stand in a held-out split" if near else "")
+    omissions = [f"{name} train: {unseen}, for they are streamed" for name in streams]
     return {
         "datasets": datasets,
         "tasks": tasks,

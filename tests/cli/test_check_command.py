@@ -113,6 +113,26 @@ def test_planted_problems_are_found(planted: Path, problem: str) -> None:
     assert problem in call("check", planted).out
 
 
+def test_rows_that_are_nearly_held_out_are_found_where_asked_for(workspace: Path, tmp_path: Path) -> None:
+    texts = {
+        "train": "the quick brown fox jumps over the lazy dog near the bank of the river",
+        "validation": "something else",
+        "test": "the quick brown fox jumps over the lazy dog near the bank of a river",
+    }
+    files = {split: write(tmp_path / f"{split}.jsonl", [{"text": text, "label": 1.0}]) for split, text in texts.items()}
+    recipe = {
+        "encoder": str(workspace / "encoder"),
+        "datasets": {"a": {**files, "text": "text"}},
+        "tasks": [{"name": "score", "type": "regression", "dataset": "a", "label": "label"}],
+    }
+    (tmp_path / "recipe.yaml").write_text(write_yaml(recipe), encoding="utf-8")
+    assert "nearly" not in call("check", tmp_path / "recipe.yaml").out
+    problems = json.loads(call("check", tmp_path / "recipe.yaml", "--near", "--json").out)["problems"]
+    (problem,) = [one for one in problems if "nearly" in one]
+    assert problem.startswith("1 of the train rows of a nearly stand in the test rows of a too: 'the quick brown fox")
+    assert problem.endswith("train.jsonl, line 1; test.jsonl, line 1)")
+
+
 def test_leaks_name_both_files_and_lines(planted: Path) -> None:
     leak = next(one for one in json.loads(call("check", planted, "--json").out)["problems"] if "test rows of b" in one)
     assert leak.endswith("a-train.jsonl, line 4; b-test.jsonl, line 2)")
