@@ -30,7 +30,7 @@ SHARING: dict[str, dict[str, Any]] = {
     "soft": {"sharing": "soft", "sharing_size": 4},
     "gat": {"interaction": "gat"},
 }
-REFUSED = {("gate", "attn_lrp"), ("gat", "attn_lrp"), ("graph", "attn_lrp")}
+REFUSED = (("gate", "attn_lrp"), ("gat", "attn_lrp"), ("graph", "attn_lrp"))
 
 
 def explainer_of(data: RecipeData, option: str) -> Explainer:
@@ -57,6 +57,17 @@ def test_every_method_answers_or_says_why_not(method: str, option: str, tiny_dat
     found = np.array(explainer.explain(TEXT, ["sentiment"], method=method)["sentiment"].scores)
     assert np.isfinite(found).all()
     assert np.abs(found).max() > 0
+
+
+@pytest.mark.parametrize("option", [option for option, method in REFUSED if method == "attn_lrp"])
+def test_where_no_method_is_named_another_takes_the_place_of_what_is_refused(
+    option: str, tiny_data: RecipeData
+) -> None:
+    explainer = explainer_of(tiny_data, option)
+    found = explainer.explain(TEXT, ["sentiment"])["sentiment"]
+    wanted = explainer.explain(TEXT, ["sentiment"], method="integrated_gradients")["sentiment"]
+    assert found.scores == wanted.scores
+    assert any("attn_lrp does not cover this model" in note for note in found.notes)
 
 
 def logits_at(model: MultiTaskModel, tokenizer: Any, row: Any) -> np.ndarray:
