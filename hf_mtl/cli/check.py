@@ -171,10 +171,13 @@ def _task(rows: EncodedSplit, task: TaskSource) -> dict[str, Any]:
 
 
 def _choices(rows: EncodedSplit, task: TaskSource) -> dict[str, Any]:
-    """Return how many labelled rows have how many choices, and at which place the right one stands how often."""
     gold, given = rows.gold(task), [row.choices or () for row in rows.inputs()]
     known = rows.labelled(task.spec.name).tolist()
-    sizes, places = Counter(len(given[row]) for row in known), Counter(int(gold[row]) for row in known)
+    return _choice_counts(Counter(len(given[row]) for row in known), Counter(int(gold[row]) for row in known))
+
+
+def _choice_counts(sizes: Counter[int], places: Counter[int]) -> dict[str, Any]:
+    """Return how many labelled rows have how many choices, and at which place the right one stands how often."""
     return {
         "choices": {str(size): sizes[size] for size in sorted(sizes)},
         "right": {str(place): places[place] for place in range(max(sizes, default=0))},
@@ -195,6 +198,7 @@ def _stream_task(rows: StreamedSplit, task: TaskSource, summary: StreamSummary) 
         "labelled": summary.labelled[name],
         "truncated": summary.truncated[name],
         "labels": {label: summary.labels[name][label] for label in task.spec.labels or ()},
+        **(_choice_counts(summary.choices[name], summary.right[name]) if name in summary.choices else {}),
     }
 
 

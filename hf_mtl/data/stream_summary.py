@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 import numpy as np
 
+from hf_mtl.data.choices import read_choices
 from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.data.encoded import EncodedSplit
 from hf_mtl.data.encoding import Inputs
@@ -17,6 +19,7 @@ from hf_mtl.data.leakage import Leak, first_rows, text_key
 from hf_mtl.data.streamed import StreamedSplit
 from hf_mtl.data.streaming import StreamedRow
 from hf_mtl.data.token_governors import count_graphs
+from hf_mtl.model.choices import choice_index
 from hf_mtl.registry import HEADS
 
 
@@ -29,6 +32,8 @@ class StreamSummary:
         labelled: rows with a label, by task.
         truncated: rows labelled for a task that were cut to the maximum length, by task.
         labels: how often each label stands in the rows, by task.
+        choices: rows labelled for a task by how many choices they have, by task that reads them.
+        right: rows labelled for a task by the place of the right choice, by task that reads them.
         leaks: texts that stand in held-out rows too.
         graphs: rows with a dependency graph.
     """
@@ -37,6 +42,8 @@ class StreamSummary:
     labelled: Counter[str] = field(default_factory=Counter[str])
     truncated: Counter[str] = field(default_factory=Counter[str])
     labels: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    choices: dict[str, Counter[int]] = field(default_factory=dict[str, Counter[int]])
+    right: dict[str, Counter[int]] = field(default_factory=dict[str, Counter[int]])
     leaks: list[Leak] = field(default_factory=list[Leak])
     graphs: int = 0
 
@@ -80,6 +87,8 @@ def summarize(
     """
     summary = StreamSummary(np.zeros(split.max_length + 1, dtype=np.int64))
     summary.labels = {task.spec.name: Counter() for task in split.tasks}
+    choosing = [task.spec.name for task in split.tasks if HEADS.get(task.spec.type).reads_choices]
+    summary.choices, summary.right = ({name: Counter() for name in choosing} for _ in range(2))
     known = {(kind, name): first_rows(rows) for kind, own in held_out.items() for name, rows in own.items()}
     shared = {place: _Shared() for place in known}
     stream = split.stream.read(np.arange(split.stream.num_parts))
@@ -139,6 +148,10 @@ def _count(summary: StreamSummary, split: StreamedSplit, rows: list[StreamedRow]
             value = row.values[task.label]
             if value is not None:
                 summary.labels[name].update(head.describe(task.spec, value))
+                if name in summary.choices:
+                    choices = read_choices(row.values[cast(str, split.source.choices)]) or ()
+                    summary.choices[name][len(choices)] += 1
+                    summary.right[name][choice_index(value, choices)] += 1
 
 
 def _inputs(split: StreamedSplit, rows: list[StreamedRow]) -> Iterator[Inputs]:

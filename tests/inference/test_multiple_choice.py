@@ -288,6 +288,24 @@ def test_check_counts_choices_and_places(data: RecipeData) -> None:
 
 
 @pytest.mark.parametrize("by_text", [False, True])
+def test_check_counts_the_choices_of_a_stream_alike(
+    data: RecipeData, tiny_folder: Path, tmp_path: Path, by_text: bool
+) -> None:
+    rows = [json.loads(line) for line in (tiny_folder / "quiz-train.jsonl").read_text().splitlines()]
+    for row in rows:
+        if by_text and row["right"] is not None:
+            row["right"] = row["options"][row["right"]]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quiz = {**data.recipe.to_dict()["datasets"]["quiz"], "train": str(tmp_path / "train.jsonl"), "streaming": True}
+    streamed = load(tiny_folder, {**data.recipe.to_dict(), "datasets": {"quiz": quiz}, "tasks": [QUIZ]})
+    found, wanted = (
+        next(own for own in describe(each)["tasks"] if own["task"] == "quiz" and own["split"] == "train")
+        for each in (streamed, data)
+    )
+    assert found == wanted
+
+
+@pytest.mark.parametrize("by_text", [False, True])
 def test_a_recipe_with_choices_is_drafted(tmp_path: Path, by_text: bool) -> None:
     known = write_quiz(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / known["train"]).read_text().splitlines()]
