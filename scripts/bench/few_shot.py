@@ -24,7 +24,7 @@ from scores import DATASETS, TASKS, make_recipe
 from transformers import AutoTokenizer
 
 from hf_mtl.cli._terminal import quiet_libraries
-from hf_mtl.data.preparation import recipe_tokenizer
+from hf_mtl.data.preparation import load_recipe, recipe_tokenizer
 from hf_mtl.data.recipe import Recipe, parse_recipe
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.training.meta_learning import MetaOptions
@@ -101,14 +101,16 @@ def begin(start: str, task: str, options: argparse.Namespace) -> Path | str:
         seed=0,
     )
     began = time.perf_counter()
+    # Only what is adapted is scored.
+    data = replace(load_recipe(recipe, seed=meta.seed), validation={}, test={})
     if start == "meta":
-        meta_train(recipe, folder, meta, resume=True)
+        meta_train(recipe, folder, meta, resume=True, data=data)
     else:
         tasks = min(meta.tasks_per_step, len(recipe.tasks))
         rows = meta.steps * tasks * (meta.inner_steps + 1) * meta.batch_size  # as many as meta-training reads
         training = {"num_train_epochs": 1, "epoch_size": rows, "sampling": "uniform", "seed": 0}
-        training |= {"eval_strategy": "no", "save_strategy": "no"}
-        run_training(replace(recipe, training=training), folder, resume=True)
+        training |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        run_training(replace(recipe, training=training), folder, resume=True, data=data)
         drop_checkpoints(folder)
     print(f"{folder}: {time.perf_counter() - began:.0f} s", flush=True)
     return folder
