@@ -176,21 +176,21 @@ def _attend(
 
 def attend_padded(rows: PackedRows, *heads: Tensor, **options: Any) -> Tensor:
     """Attend between padded rows; tensors are `(tokens, num_heads, head_size)`."""
-    padded = (rows.unpack(states[None]).transpose(1, 2) for states in heads)
-    found = F.scaled_dot_product_attention(*padded, attn_mask=rows.mask[:, None, None], **options)
+    query, key, value = (rows.unpack(states[None]).transpose(1, 2) for states in heads)
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=rows.mask[:, None, None], **options)
     return rows.pack(found.transpose(1, 2))[0]
 
 
 def attend_jagged(rows: PackedRows, *heads: Tensor, **options: Any) -> Tensor:
     """Attend between rows of different lengths, with kernels for GPUs; tensors as above."""
     longest = rows.mask.shape[1]
-    jagged = (
+    query, key, value = (
         torch.nested.nested_tensor_from_jagged(
             states.contiguous(), rows.offsets, min_seqlen=1, max_seqlen=longest
         ).transpose(1, 2)
         for states in heads
     )
-    return F.scaled_dot_product_attention(*jagged, **options).transpose(1, 2).values()
+    return F.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).values()
 
 
 AttentionInterface.register(PACKED, cast(Any, _attend))
