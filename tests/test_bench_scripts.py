@@ -15,6 +15,13 @@ from tiny import tiny_data, tiny_folder, tiny_recipe  # noqa: F401 (fixtures)
 
 from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import parse_recipe
+from hf_mtl.evaluation.metrics import (
+    ClassificationMetric,
+    MultiLabelMetric,
+    RegressionMetric,
+    SpansMetric,
+    TagsMetric,
+)
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench"
 
@@ -202,3 +209,11 @@ def test_spaced_rows_are_those_of_the_split(
         for task in split.tasks:
             labelled = set(split.labelled(task.spec.name).tolist())
             assert few.labelled(task.spec.name).tolist() == [n for n, place in enumerate(places) if place in labelled]
+
+
+def test_a_score_is_the_primary_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = script("sampling", monkeypatch)
+    for metric in (ClassificationMetric, MultiLabelMetric, RegressionMetric, SpansMetric, TagsMetric):
+        values = {key: place / 10 for place, key in enumerate(metric.keys)}
+        found = sampling.primary({"task": values, "average": 0.25})
+        assert found == {"average": 25.0, "task": 100 * values[metric.primary]}
