@@ -21,6 +21,7 @@ def meta_train(
     tasks_per_step: Annotated[int, typer.Option(min=1, help="Tasks that each outer step draws.")] = 4,
     inner_steps: Annotated[int, typer.Option(min=1, help="Steps on the rows of a task.")] = 5,
     inner_rate: Annotated[float, typer.Option(help="Learning rate of these steps.")] = 0.05,
+    max_grad_norm: Annotated[float, typer.Option(help="Longest gradient of these steps; 0 for any length.")] = 1.0,
     outer_rate: Annotated[
         float | None, typer.Option(help="Rate of the outer steps.", show_default="0.5 for reptile, else 1e-4")
     ] = None,
@@ -46,6 +47,7 @@ def meta_train(
         tasks_per_step=tasks_per_step,
         inner_steps=inner_steps,
         inner_rate=inner_rate,
+        max_grad_norm=max_grad_norm,
         outer_rate=outer_rate,
         shots=shots,
         batch_size=batch_size,

@@ -50,6 +50,8 @@ class MetaOptions:
         tasks_per_step: tasks that each of them draws; all where there are no more.
         inner_steps: steps on the support rows of a task.
         inner_rate: learning rate of these steps, plain gradient descent.
+        max_grad_norm: the longest gradient of these steps, a longer one is made as long; 0 for any length. Pretrained
+            encoders have gradients so long that they would be lost in a few steps otherwise.
         outer_rate: rate of the outer steps; 0.5 for Reptile, 1e-4 for the others, where not given.
         shots: support rows per label, and as many others as query rows; of a task that answers numbers, in all.
         batch_size: rows of an inner step, and the most of a query.
@@ -68,6 +70,7 @@ class MetaOptions:
     tasks_per_step: int = 4
     inner_steps: int = 5
     inner_rate: float = 0.05
+    max_grad_norm: float = 1.0
     outer_rate: float | None = None
     shots: int = 8
     batch_size: int = 16
@@ -79,6 +82,8 @@ class MetaOptions:
         for name in ("steps", "tasks_per_step", "inner_steps", "shots", "batch_size"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)!r}", mend="give a whole number above 0")
+        if not 0.0 <= self.max_grad_norm < math.inf:
+            raise SpecError(f"max_grad_norm is {self.max_grad_norm!r}", mend="give a number of at least 0")
         for name in ("inner_rate", "outer_rate"):
             value = getattr(self, name)
             if value is not None and not (0.0 < value < math.inf):
@@ -113,7 +118,13 @@ def task_weights(model: MultiTaskModel, task: str) -> Weights:
 
 
 def inner_steps(
-    loss: Loss, weights: Weights, support: Sequence[Batch], *, rate: float, second_order: bool = False
+    loss: Loss,
+    weights: Weights,
+    support: Sequence[Batch],
+    *,
+    rate: float,
+    max_norm: float = 0.0,
+    second_order: bool = False,
 ) -> Weights:
     """Take plain steps from some weights, one for each batch; the weights given stay as they are.
 
@@ -122,19 +133,27 @@ def inner_steps(
         weights: where to begin.
         support: the batches.
         rate: the learning rate.
+        max_norm: the longest gradient; 0 for any length.
         second_order: whether the result keeps its graph back to the weights given.
     """
     now = dict(weights)
     for batch in support:
         if not second_order:
             now = {name: weight.detach().requires_grad_() for name, weight in now.items()}
-        found = _gradients(loss(now, batch), now, create_graph=second_order)
+        found = _clipped(_gradients(loss(now, batch), now, create_graph=second_order), max_norm)
         now = {name: weight - rate * found[name] if name in found else weight for name, weight in now.items()}
     return now
 
 
 def meta_gradient(
-    algorithm: str, loss: Loss, weights: Weights, support: Sequence[Batch], query: Batch, *, rate: float
+    algorithm: str,
+    loss: Loss,
+    weights: Weights,
+    support: Sequence[Batch],
+    query: Batch,
+    *,
+    rate: float,
+    max_norm: float = 0.0,
 ) -> tuple[Weights, Tensor]:
     """Return a task's meta-gradient, and its loss on the query rows after the inner steps.
 
@@ -145,6 +164,7 @@ def meta_gradient(
         support: a batch for each inner step.
         query: a batch of other rows.
         rate: the learning rate of the inner steps.
+        max_norm: the longest gradient of the inner steps; 0 for any length.
 
     Returns:
         Gradients by name, of the weights that the loss reaches; and a scalar without a graph.
@@ -152,7 +172,7 @@ def meta_gradient(
     second_order = algorithm == "maml"
     # The fused kernels of attention have no second derivative.
     with sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext():
-        adapted = inner_steps(loss, weights, support, rate=rate, second_order=second_order)
+        adapted = inner_steps(loss, weights, support, rate=rate, max_norm=max_norm, second_order=second_order)
         if algorithm == "reptile":
             with torch.no_grad():
                 moved = {name: weight - adapted[name] for name, weight in weights.items()}
@@ -166,6 +186,14 @@ def meta_gradient(
 def _gradients(value: Tensor, weights: Weights, *, create_graph: bool = False) -> Weights:
     found: Any = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, allow_unused=True)
     return {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
+def _clipped(gradients: Weights, max_norm: float) -> Weights:
+    if not max_norm or not gradients:
+        return gradients
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    share = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return {name: share * gradient for name, gradient in gradients.items()}
 
 
 class OuterLoop:
@@ -184,11 +212,27 @@ class OuterLoop:
         self.step = 0
 
     def task(self, task: str, support: Sequence[Batch], query: Batch) -> tuple[Weights, float]:
-        """Return a task's meta-gradient, and its loss on query rows after the inner steps."""
-        weights = task_weights(self.model, task)
+        """Return a task's meta-gradient, and its loss on query rows after the inner steps.
+
+        Raises:
+            SpecError: the loss is no number any more.
+        """
+        weights, options = task_weights(self.model, task), self.options
         gradient, value = meta_gradient(
-            self.options.algorithm, task_loss(self.model, task), weights, support, query, rate=self.options.inner_rate
+            options.algorithm,
+            task_loss(self.model, task),
+            weights,
+            support,
+            query,
+            rate=options.inner_rate,
+            max_norm=options.max_grad_norm,
         )
+        if not math.isfinite(value):
+            raise SpecError(
+                f"the loss of task {task!r} is {float(value)} in outer step {self.step + 1}",
+                mend=f"give an inner_rate below {options.inner_rate:g}, an outer_rate below {options.rate:g}, "
+                "or a smaller max_grad_norm above 0",
+            )
         return gradient, float(value)
 
     def take(self, gradients: Sequence[Weights]) -> None:
