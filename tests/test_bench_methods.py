@@ -88,7 +88,7 @@ def test_methods_are_trained_once_and_stand_in_a_table(
     assert shown[0].split(" | ")[1:4] == ["sentiment", "intent", "slots"]
     assert [line.split(" | ")[0] for line in shown[2:4]] == ["| default", "| r_drop"]
     assert any(line.startswith("broken did not run: ") and "magic" in line for line in shown)
-    assert any(line.startswith("32 rows in 1 epochs, seeds [0]; ") for line in shown)
+    assert any(line.startswith("32 rows in 1 epochs, batches of 32, seeds [0]; ") for line in shown)
     values = json.loads((tmp_path / "methods.json").read_text())
     assert {name: [run["rows"] for run in own] for name, own in values["runs"].items()} == {
         "default": [32],
