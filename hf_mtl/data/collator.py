@@ -97,5 +97,9 @@ class MultiTaskCollator:
 
 def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, padding: int | np.ndarray) -> Tensor:
     values = np.full(mask.shape, padding, dtype=np.int64)
-    values[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(mask.sum()))
+    # Arrays come from a mapped file, lists from a tokenizer; each has its own fast way.
+    if all(isinstance(row, np.ndarray) for row in rows):
+        values[mask] = np.concatenate(rows)
+    else:
+        values[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(mask.sum()))
     return torch.from_numpy(values)

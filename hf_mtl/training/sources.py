@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from hf_mtl.data.collator import LABEL_PREFIX, MODEL_COLUMNS
 from hf_mtl.data.preparation import EncodedSplit
+from hf_mtl.data.stored_columns import StoredColumns
 from hf_mtl.errors import SpecError, one_of
 from hf_mtl.training.samplers.base import CLASS_STREAM, ROW_STREAM, TASK_STREAM
 
@@ -158,7 +159,7 @@ class JointRows(torch.utils.data.Dataset[Any]):
 
     def __init__(self, splits: Mapping[str, EncodedSplit]) -> None:
         self.names = tuple(splits)
-        self.features: list[Dataset] = [_model_columns(split.features) for split in splits.values()]
+        self.features = [StoredColumns(_model_columns(split.features)) for split in splits.values()]
         self.starts = np.cumsum([0, *(len(split.features) for split in splits.values())])
 
     def __len__(self) -> int:
@@ -173,7 +174,7 @@ class JointRows(torch.utils.data.Dataset[Any]):
         result: list[Any] = [None] * len(numbers)
         for dataset in np.unique(datasets).tolist():
             places = np.flatnonzero(datasets == dataset)
-            own = self.features[dataset].__getitems__((numbers[places] - self.starts[dataset]).tolist())
+            own = self.features[dataset].fetch(numbers[places] - self.starts[dataset])
             for place, row in zip(places.tolist(), own, strict=True):
                 result[place] = row
         return result

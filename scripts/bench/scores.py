@@ -67,13 +67,14 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["three", "wnut17", "ewt", "everything"])
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the training")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/scores"))
     options = parser.parse_args()
 
     quiet_libraries()
     results: dict[str, Any] = {}
     for name in options.recipes:
-        training = {"num_train_epochs": options.epochs, "seed": options.seed}
+        training = {"num_train_epochs": options.epochs, "seed": options.seed, "precision": options.precision}
         values = make_recipe(options.data.resolve(), options.encoder, RECIPES[name], training)
         start = time.perf_counter()
         recipe = parse_recipe(values, base=Path.cwd())
@@ -81,7 +82,7 @@ def main() -> None:
         results[name] = {"seconds": time.perf_counter() - start, **run.results}
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     (options.output_dir / "scores.json").write_text(json.dumps({"machine": machine, "runs": results}, indent=2))
-    print(f"{machine}; {options.epochs:g} epochs, seed {options.seed}\n")
+    print(f"{machine}; {options.epochs:g} epochs, seed {options.seed}, precision {options.precision}\n")
     print("| run | task | test scores | training seconds |")
     print("|---|---|---|---|")
     for name, result in results.items():
