@@ -30,7 +30,8 @@ CLEANING_VERSION = 1
 LEAST_LETTERS = 20
 """Letters that a text must have for its language to be told."""
 
-_BLOCKS = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"<(?:(!--)|(?:(script)|(style))\b[^<>]*>)", re.IGNORECASE)
+_BLOCK_ENDS = tuple(re.compile(end, re.IGNORECASE) for end in ("-->", r"</script\s*>", r"</style\s*>"))
 _INLINE = re.compile(
     r"</?(?:a|abbr|b|code|em|font|i|mark|q|s|small|span|strong|sub|sup|u)(?:\s[^<>]*)?>", re.IGNORECASE
 )
@@ -164,12 +165,28 @@ def _unicode(option: Any) -> CleaningStep:
     return CleaningStep("unicode", repair)
 
 
+def _without_blocks(text: str) -> str:
+    """Take comments, scripts and style sheets out; what is never closed stays, and is looked for only once."""
+    kept: list[str] = []
+    start, position, unclosed = 0, 0, set[int]()
+    while (opening := _BLOCK.search(text, position)) is not None:
+        kind = cast(int, opening.lastindex) - 1
+        end = None if kind in unclosed else _BLOCK_ENDS[kind].search(text, opening.end())
+        position = opening.end() if end is None else end.end()
+        if end is None:
+            unclosed.add(kind)
+        else:
+            kept += (text[start : opening.start()], " ")
+            start = position
+    return "".join([*kept, text[start:]])
+
+
 def _html(option: Any) -> CleaningStep:
     _refuse_option("html", option)
 
     def strip(text: str) -> str:
         if "<" in text:
-            text = _TAG.sub(" ", _INLINE.sub("", _BLOCKS.sub(" ", text)))
+            text = _TAG.sub(" ", _INLINE.sub("", _without_blocks(text)))
         return html.unescape(text) if "&" in text else text
 
     return CleaningStep("html", strip)

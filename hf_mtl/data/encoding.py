@@ -203,7 +203,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], reading: 
     single = [index for index in plain if rows[index].text_pair is None]
     paired = [index for index in plain if rows[index].text_pair is not None]
     encoded = Encoded([[]] * len(rows), [None] * len(rows), [None] * len(rows), [False] * len(rows))
-    reading = reading or Reading(tokenizer.model_max_length)
     if reading.governors:
         encoded.governors.extend([np.zeros(0, dtype=np.int64)] * len(rows))
     for indices in (single, paired):

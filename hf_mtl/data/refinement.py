@@ -29,7 +29,7 @@ from hf_mtl.registry import AUGMENTATIONS, HEADS
 
 logger = logging.getLogger(__name__)
 
-AUGMENTATION_VERSION = 1
+AUGMENTATION_VERSION = 2
 """Part of every cache key: raise it when an operation gives another result."""
 
 _MARK = "_hf_mtl_mark"

@@ -63,11 +63,6 @@ class Ablation:
         """Mean score without random heads, and its standard error over the draws."""
         return _mean_and_error(self.random_scores)
 
-    @property
-    def hurt_as_much(self) -> float:
-        """Share of the random draws whose loss is at least that without the most important heads."""
-        return float(np.mean(np.array(self.random_losses) >= self.top_loss))
-
 
 @dataclass(frozen=True)
 class TaskHeads:

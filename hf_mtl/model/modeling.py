@@ -46,7 +46,7 @@ class MultiTaskOutput(ModelOutput):
     Args:
         loss: total loss, `sum_t loss_weight_t * (labelled rows_t / rows) * losses_t`, a scalar; while training with
             the tie.
-        tie: what ties the parameters of tasks to each other where they share softly, while training with labels.
+        tie: what ties the parameters of tasks to each other where they share softly, while training.
         losses: mean loss over the labelled items, for each task that has labels in the batch.
         logits: logits per task, `(rows, num_labels)` or `(rows, seq_len, num_labels)`. Rows are all rows of the batch,
             but while training with labels only the task's labelled rows, in their order.
@@ -388,7 +388,7 @@ class MultiTaskModel(PreTrainedModel):
         batch_size = hidden_states.shape[0]
         shares = {name: len(chosen) / batch_size for name, chosen in rows.items()}
         loss = self.total_loss(losses, shares) if losses else None
-        tie = self.tie() if only_labelled else None
+        tie = self.tie() if self.training else None
         return MultiTaskOutput(
             loss=loss if loss is None or tie is None else loss + tie,
             tie=tie,

@@ -110,6 +110,7 @@ class PackedRows:
     @classmethod
     def of(cls, attention_mask: Tensor) -> PackedRows:
         mask = attention_mask.bool()
+        # How many tokens there are is known only when the mask is: on a GPU this waits for it, once a micro-batch.
         return cls(mask, mask.flatten().nonzero().squeeze(-1), F.pad(mask.sum(dim=1).cumsum(0), (1, 0)))
 
     def pack(self, values: Tensor) -> Tensor:

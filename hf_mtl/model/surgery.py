@@ -1,7 +1,8 @@
 """Tasks of a trained model added, removed and renamed; heads of several models put on one encoder.
 
-Whatever is not named stays as it is, to the bit. A new head is trained like any other, alone where the encoder is
-frozen:
+Whatever is not named stays as it is, to the bit; but a task with `attention_gate` switches the encoder to eager
+attention, which rounds otherwise, for as long as it is there. A new head is trained like any other, alone where the
+encoder is frozen:
 
     model, tokenizer = MultiTaskModel.from_pretrained("runs/first"), AutoTokenizer.from_pretrained("runs/first")
     data = load_recipe("more.yaml", tokenizer=tokenizer)

@@ -13,6 +13,9 @@ from hf_mtl.configuration import TaskSpec
 from hf_mtl.errors import ModelError, SpecError
 from hf_mtl.model.pooling import AttentionPooling, weighted_states
 
+BEFORE_GATE = "_attention_before_gate"
+"""Attribute of an encoder that a gate has switched to eager attention: what it computed attention with before."""
+
 
 class TaskAttention(AttentionPooling):
     """Attention pooling by several queries, each over all of a token's state and for a part of the pooled output.
@@ -101,16 +104,20 @@ def attention_paid(attentions: Sequence[Tensor] | None, attention_mask: Tensor) 
 
 
 def attend_eagerly(encoder: nn.Module, specs: Sequence[TaskSpec]) -> None:
-    """Switch an encoder to eager attention, which alone gives its weights, where a task has a gate.
+    """Switch an encoder to eager attention, which alone gives its weights, where a task has a gate; else back again.
 
     Raises:
         ModelError: the encoder computes attention in another way and cannot change it.
     """
-    gated = [spec.name for spec in specs if spec.attention_gate]
-    if not gated or not isinstance(encoder, PreTrainedModel):
+    if not isinstance(encoder, PreTrainedModel):
         return
+    gated = [spec.name for spec in specs if spec.attention_gate]
     config: Any = encoder.config
-    if config._attn_implementation == "eager":
+    before: str | None = getattr(encoder, BEFORE_GATE, None)
+    if not gated and before is not None:
+        encoder.set_attn_implementation(before)
+        setattr(encoder, BEFORE_GATE, None)
+    if not gated or config._attn_implementation == "eager":
         return
     kind: Any = type(encoder)
     if not kind._can_set_attn_implementation():
@@ -119,4 +126,5 @@ def attend_eagerly(encoder: nn.Module, specs: Sequence[TaskSpec]) -> None:
             where=f"task {gated[0]!r}",
             mend="leave attention_gate out",
         )
+    setattr(encoder, BEFORE_GATE, config._attn_implementation)
     encoder.set_attn_implementation("eager")

@@ -96,10 +96,11 @@ class MetaOptions:
 
 
 def task_loss(model: MultiTaskModel, task: str) -> Loss:
-    """Return the loss of a task as a function of the model's weights."""
+    """Return the loss of a task, with what ties its parameters to others', as a function of the model's weights."""
 
     def loss(weights: Weights, batch: Batch) -> Tensor:
-        return torch.func.functional_call(model, weights, kwargs=dict(batch)).losses[task]
+        outputs = torch.func.functional_call(model, weights, kwargs=dict(batch))
+        return outputs.losses[task] if outputs.tie is None else outputs.losses[task] + outputs.tie
 
     return loss
 

@@ -159,7 +159,7 @@ def _arguments(recipe: Recipe, folder: Path, options: MetaOptions) -> MultiTaskT
     )
     if arguments.world_size > 1:
         raise SpecError(f"{arguments.world_size} processes were started", mend="meta-train with one process")
-    for name in ("peft", "perturbation", "balancing", "aggregation"):
+    for name in ("peft", "perturbation", "balancing", "aggregation", "packing"):
         if getattr(arguments, name):
             raise SpecError(
                 f"{name} is {getattr(arguments, name)!r}, which meta-training does not know",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import sys
 from typing import Any
 
@@ -35,6 +37,21 @@ def test_a_step_leaves_clean_text_alone_and_words_in_their_number(name: str) -> 
     assert len(row["tokens"]) == len(words)
     assert dropped is None
     assert all(new == old or (new and not any(map(str.isspace, new))) for new, old in zip(row["tokens"], words))  # noqa: B905
+
+
+def test_html_is_what_one_expression_finds_however_tags_are_nested_or_left_open() -> None:
+    blocks = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+    parts = ["<!--", "-->", "<script>", "</script >", "<STYLE a=b>", "</style>", "<scripted>", "<!-->", "x", " \n"]
+    draw = random.Random(0)
+    steps = cleaning_steps(["html"])
+    for _ in range(2000):
+        text = "".join(draw.choices(parts, k=draw.randrange(12)))
+        assert clean_text(steps, text) == clean_text(steps, blocks.sub(" ", text)), text
+
+
+def test_html_of_many_open_comments_is_read_once() -> None:
+    text = "<!-- <script> " * 40_000  # in a time that grows with the square this would take minutes
+    assert clean_text(cleaning_steps(["html"]), text).count("<!--") == 40_000
 
 
 def test_steps_act_in_their_order_and_are_counted() -> None:

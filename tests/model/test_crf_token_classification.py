@@ -17,6 +17,7 @@ from hf_mtl.errors import SpecError
 from hf_mtl.model.heads.base import Words
 from hf_mtl.model.heads.crf_token_classification import CrfTokenClassificationHead as Head
 from hf_mtl.model.surgery import add_labels
+from hf_mtl.registry import HEADS
 
 BIO = ("O", "B-city", "I-city", "B-day", "I-day")
 IOBES_TAGS = ("O", *(f"{prefix}-{kind}" for kind in ("city", "day") for prefix in "BIES"))
@@ -41,9 +42,15 @@ def head_of(spec: TaskSpec, *, seed: int = 0, scale: float = 3.0) -> Head:
 
 
 @pytest.mark.parametrize(("labels", "scheme"), [(BIO, IOB2), (IOBES_TAGS, IOBES)])
-def test_no_tags_come_out_that_break_the_rules(labels: tuple[str, ...], scheme: type) -> None:
+@pytest.mark.parametrize("unseen", [(), (1,), (1, 2), (3,)])
+def test_no_tags_come_out_that_break_the_rules(labels: tuple[str, ...], scheme: type, unseen: tuple[int, ...]) -> None:
+    """Words without a token may be cut off, or stand in the middle, as invisible characters do."""
     spec = spec_of(labels)
-    head, words = head_of(spec), words_of(1, 2, 4, 5, -1)
+    first_tokens = [1, 2, 4, 5, -1]
+    for place in unseen:
+        first_tokens[place] = -1
+    head, words = head_of(spec), words_of(*first_tokens)
+    seen = [place for place in range(4) if place not in unseen]
     with torch.no_grad():
         logits = list(head(torch.randn(200, 7, 6)).numpy())
     changed = 0
@@ -54,8 +61,20 @@ def test_no_tags_come_out_that_break_the_rules(labels: tuple[str, ...], scheme: 
         assert covered == {place for place, tag in enumerate(tags) if tag != "O"}
         assert tags[4] == "O"
         assert len(answer["spans"]) == len(entities)
-        changed += tags[:4] != [labels[label] for label in row[[1, 2, 4, 5], : len(labels)].argmax(axis=1)]
-    assert changed > 50
+        own = row[[first_tokens[place] for place in seen], : len(labels)].argmax(axis=1)
+        changed += [tags[place] for place in seen] != [labels[label] for label in own]
+    assert changed > 25
+
+
+def test_a_span_goes_on_over_words_without_a_token() -> None:
+    for kind, width in (("crf_token_classification", 18), ("token_classification", 3)):
+        head, spec = HEADS.get(kind), TaskSpec(name="names", type=kind, labels=("O", "B-x", "I-x"))
+        logits = np.zeros((6, width), dtype=np.float32)
+        logits[[1, 2, 3, 4], [1, 2, 2, 1]] = 5.0  # B-x I-x I-x B-x
+        answer = head.decode(spec, logits, words_of(1, -1, 2, -1, -1, 3, -1, 4, -1))
+        assert answer["tags"] == ["B-x", *["I-x"] * 5, "O", "B-x", "O"]
+        assert [(span["start"], span["end"]) for span in answer["spans"]] == [(0, 11), (14, 15)]
+        assert all(span["score"] > 0.8 for span in answer["spans"])  # the mean of the words that were seen
 
 
 def test_the_score_of_a_word_is_its_probability_among_valid_sequences() -> None:

@@ -94,6 +94,17 @@ def test_a_new_task_leaves_the_others_as_they_are(task_type: str, model: MultiTa
     assert_in_step(model, tmp_path)
 
 
+def test_a_gate_changes_how_the_encoder_attends_only_while_it_is_there(model: MultiTaskModel) -> None:
+    logits, before = logits_of(model), model.encoder.config._attn_implementation
+    assert before == "sdpa"
+    model.add_task(TaskSpec(name="gated", type="regression", pooling="attention", attention_gate=True))
+    assert model.encoder.config._attn_implementation == "eager"
+    model = copy.deepcopy(model)
+    model.remove_task("gated")
+    assert model.encoder.config._attn_implementation == before
+    assert changed(logits, logits_of(model)) == []
+
+
 @pytest.mark.parametrize("task_type", sorted(NEW))
 def test_a_new_head_is_the_one_that_the_seed_gives_a_new_model(
     task_type: str, model: MultiTaskModel, tiny_encoder_config: BertConfig, tmp_path: Path

@@ -14,8 +14,9 @@ from fixed_batches import SPECS, model_of, rows_of
 from small import small_recipe
 from tiny import build
 from torch import Tensor
+from transformers import BertConfig
 
-from hf_mtl.configuration import TaskSpec
+from hf_mtl.configuration import MultiTaskConfig, TaskSpec
 from hf_mtl.data.collator import MultiTaskCollator
 from hf_mtl.data.preparation import RecipeData
 from hf_mtl.errors import DataError, HfMtlError, OutputError, SpecError
@@ -324,12 +325,35 @@ def test_reptile_lowers_the_loss_after_a_few_steps(tmp_path: Path) -> None:
     [
         ({"peft": {"r": 2}}, "peft is {'r': 2}, which meta-training does not know"),
         ({"perturbation": "fgm"}, "perturbation is 'fgm', which meta-training does not know"),
+        ({"balancing": "uw", "every_task_in_batch": True}, "balancing is 'uw', which meta-training does not know"),
+        ({"aggregation": "upgrad"}, "aggregation is 'upgrad', which meta-training does not know"),
+        ({"packing": True}, "packing is True, which meta-training does not know"),
     ],
 )
 def test_what_meta_training_does_not_know_is_refused(training: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(HfMtlError) as error:
         meta_train(small_recipe(tmp_path, **training), tmp_path / "run", MetaOptions(**QUICK))
     assert message in str(error.value)
+
+
+def test_the_tie_of_soft_sharing_pulls_on_the_inner_steps(tiny_encoder_config: BertConfig) -> None:
+    found = {}
+    for strength in (0.0, 0.5):
+        options: Any = {"sharing": "soft", "sharing_size": 3, "sharing_strength": strength}
+        torch.manual_seed(0)
+        model = MultiTaskModel(MultiTaskConfig(encoder_config=tiny_encoder_config, tasks=SPECS, **options)).train()
+        for parameter in model.task_adapters.parameters():
+            parameter.data.normal_(std=0.2)
+        task = SPECS[0].name
+        weights = task_weights(model, task)
+        loss = task_loss(model, task)(weights, MultiTaskCollator(SPECS)(rows_of(8)))
+        names = [name for name in weights if name.startswith(f"task_adapters.{task}.")]
+        found[strength] = torch.autograd.grad(loss, [weights[name] for name in names])
+        own = [model.get_parameter(name) for name in names]
+        pull = torch.autograd.grad(model.tie(), own)
+    assert all(one.abs().max() > 1e-3 for one in pull)
+    for without, tied, expected in zip(found[0.0], found[0.5], pull, strict=True):
+        torch.testing.assert_close(tied, without + expected)
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from hf_mtl.errors import HfMtlError, SpecError
 from hf_mtl.model.modeling import MultiTaskModel, MultiTaskOutput
 from hf_mtl.registry import HEADS, PERTURBATIONS
 from hf_mtl.training.objective import loss_parts, shared_terms, step_totals
-from hf_mtl.training.perturbations.base import MicroBatch, Perturbation, adding
+from hf_mtl.training.perturbations.base import MicroBatch, Perturbation, adding, row_norms
 from hf_mtl.training.random_state import drawn_from
 from hf_mtl.training.trainer import MultiTaskTrainer
 
@@ -51,6 +51,14 @@ def micro_batch(model: MultiTaskModel, inputs: Mapping[str, Any], *, key: tuple[
 
 def made(name: str, **options: Any) -> Perturbation:
     return PERTURBATIONS.get(name)(**options)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-36, 1.0, 1e30])
+def test_noise_has_the_length_that_is_asked_for_however_small_its_gradient_is(size: float) -> None:
+    direction = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    noise = direction * size
+    torch.testing.assert_close((noise / row_norms(noise)).flatten(1).norm(dim=1), torch.ones(3))
+    assert torch.equal(noise.new_zeros(1, 5, 4) / row_norms(noise.new_zeros(1, 5, 4)), torch.zeros(1, 5, 4))
 
 
 def embedded(model: MultiTaskModel, inputs: Mapping[str, Any], noise: Tensor) -> MultiTaskOutput:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import BertConfig
 
 from hf_mtl.configuration import MultiTaskConfig
+from hf_mtl.data.collator import LABEL_PREFIX
 from hf_mtl.errors import SpecError
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.training.gradients import own_parameters, shared_parameters
@@ -32,10 +33,13 @@ def model_of(encoder: BertConfig, strength: float) -> MultiTaskModel:
 
 
 def gradients_of(
-    encoder: BertConfig, folder: Path, *, strength: float = 0.5, size: int = 16, **options: Any
+    encoder: BertConfig, folder: Path, *, strength: float = 0.5, size: int = 16, labelled: int = 16, **options: Any
 ) -> dict[str, Tensor]:
+    rows = rows_of(SPECS, 16)
+    for row in rows[labelled:]:
+        row.update({name: None for name in row if name.startswith(LABEL_PREFIX)})
     trainer = FixedTrainer(
-        rows_of(SPECS, 16),
+        rows,
         folder=folder / f"{size}-{strength}",
         batch_size=size,
         model=model_of(encoder, strength),
@@ -66,6 +70,12 @@ def test_a_step_has_the_tie_once_however_it_is_cut(
     for found in with_tie:
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=2e-5, msg=name)
+
+
+def test_a_step_has_the_tie_where_its_last_rows_have_no_label(tiny_encoder_config: BertConfig, tmp_path: Path) -> None:
+    whole, cut = (gradients_of(tiny_encoder_config, tmp_path, size=size, labelled=12) for size in (16, 4))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=0, atol=2e-5, msg=name)
 
 
 def test_adapters_belong_to_their_tasks(tiny_encoder_config: BertConfig) -> None:

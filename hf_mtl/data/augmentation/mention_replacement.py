@@ -32,15 +32,17 @@ class MentionReplacement(Augmentation):
                 tags = tuple(str(tag) for tag in _span_tags(row)[start:end])
                 found.setdefault(label, {})[row.words[start:end], tags] = None
         self.mentions = {label: list(own) for label, own in found.items()}
+        self.several = {label for label, own in self.mentions.items() if len({words for words, _ in own}) > 1}
 
     def apply(self, row: TaggedWords, rng: random.Random) -> TaggedWords:
         task = next((task for task in row.tags if task in row.spans), None)
         words, tags = list(row.words), {name: list(own) for name, own in row.tags.items()}
         for label, start, end in reversed(_mentions(row)):  # so that the places before stay true
-            others = [own for own in self.mentions.get(label, ()) if own[0] != row.words[start:end]]
-            if not others or rng.random() >= self.chance:
+            if label not in self.several or rng.random() >= self.chance:
                 continue
-            new_words, new_tags = rng.choice(others)
+            new_words, new_tags = rng.choice(self.mentions[label])
+            while new_words == row.words[start:end]:
+                new_words, new_tags = rng.choice(self.mentions[label])
             words[start:end] = new_words
             for name, own in tags.items():
                 own[start:end] = new_tags if name == task else [None] * len(new_words)

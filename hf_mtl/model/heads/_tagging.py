@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -87,12 +88,13 @@ class TaggingHead(TaskHead):
         missing = OUTSIDE if span_tags or OUTSIDE in labels else UNKNOWN_TAG
         best, scores = cls.best_tags(spec, logits, words)
         names: list[str] = np.array([*labels, missing], dtype=object)[best].tolist()  # -1 is the last
+        bridges = span_tags and bool((best < 0).any())
         answers: list[dict[str, Any]] = []
         end = 0
         for row in words:
             assert row is not None  # a token-level head is always handed the words
             start, end = end, end + len(row.spans)
-            tags = names[start:end]
+            tags = _bridged(names[start:end], best[start:end] >= 0) if bridges else names[start:end]
             found = tag_spans(tags, span_tags=span_tags)
             spans = _spans(found, row, best[start:end], scores[start:end]) if found else []
             answers.append({"spans": spans, "tags": tags} if row.given else {"spans": spans})
@@ -174,7 +176,7 @@ def _spans(
     found: Sequence[tuple[str, int, int]], words: Words, best: np.ndarray, scores: np.ndarray
 ) -> list[dict[str, Any]]:
     """Describe spans of words, but those of words that were cut off: where `O` is a plain tag, it is no answer."""
-    starts, ends, seen = words.spans[:, 0].tolist(), words.spans[:, 1].tolist(), (best >= 0).tolist()
+    starts, ends, seen = words.spans[:, 0].tolist(), words.spans[:, 1].tolist(), best >= 0
     own = scores.tolist()
     return [
         {
@@ -182,11 +184,26 @@ def _spans(
             "text": words.text[starts[first] : ends[last]],
             "start": starts[first],
             "end": ends[last],
-            "score": own[first] if first == last else float(scores[first : last + 1].mean()),
+            "score": own[first] if first == last else float(scores[first : last + 1][seen[first : last + 1]].mean()),
         }
         for label, first, last in found
         if seen[first]
     ]
+
+
+def _bridged(tags: list[str], seen: np.ndarray) -> list[str]:
+    """Carry spans on over words between two others that have no token, such as an invisible character.
+
+    Args:
+        tags: valid tags of the words that were seen, `O` for others.
+        seen: which words were, `(num_words,)`.
+    """
+    tags, places = list(tags), np.flatnonzero(seen).tolist()
+    for before, after in itertools.pairwise(places):
+        inside = f"I-{tags[before][2:]}"
+        if tags[after] in (inside, f"E-{inside[2:]}") and tags[before] in (f"B-{inside[2:]}", inside):
+            tags[before + 1 : after] = [inside] * (after - before - 1)
+    return tags
 
 
 def words_in(spec: TaskSpec, words: Words, span: tuple[int, int]) -> list[int]:

@@ -83,7 +83,8 @@ class CrfTokenClassificationHead(TaggingHead):
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         present = labels != IGNORE_INDEX
         lengths = present.sum(dim=1)
-        longest = int(lengths.max()) if len(lengths) else 0
+        # On a GPU nothing waits for a number to come back: what is left of a row is no part of its chain.
+        longest = int(lengths.max()) if len(lengths) and logits.device.type == "cpu" else labels.shape[1]
         places = (~present).long().argsort(dim=1, stable=True)[:, :longest]  # the labelled words first, in their order
         chains = _chains(self.spec, logits.float(), places, lengths)
         return (chains.log_partition() - chains.score(labels.gather(1, places).clamp(min=0))).sum()

@@ -239,8 +239,9 @@ def adding(model: MultiTaskModel, noise: Tensor | None) -> Generator[None]:
 
 def row_norms(noise: Tensor) -> Tensor:
     """Return the Euclidean norm of each text's noise, `(batch_size, 1, 1)`; tiny instead of 0, to divide by."""
-    norms = noise.flatten(1).norm(dim=1).clamp(min=torch.finfo(noise.dtype).tiny)
-    return norms.view(-1, 1, 1)
+    flat, tiny = noise.flatten(1), torch.finfo(noise.dtype).tiny
+    largest = flat.abs().amax(dim=1, keepdim=True).clamp(min=tiny)  # else the squares of small numbers would be 0
+    return ((flat / largest).norm(dim=1, keepdim=True) * largest).clamp(min=tiny).view(-1, 1, 1)
 
 
 def mixed(losses: Mapping[str, Tensor], others: Mapping[str, Tensor], weight: float) -> Losses:
