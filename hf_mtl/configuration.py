@@ -243,6 +243,7 @@ class MultiTaskConfig(PreTrainedConfig):
             torch_geometric.
         interaction_heads: its attention heads; a number that divides the encoder's hidden size.
         interaction_graph: task -> tasks that it hears; each hears all others where not given.
+        split_seed: seed of the rows that training set aside as validation rows where a dataset has none of its own.
         format_version: version of this format; a newer one than this package knows is refused.
 
     Raises:
@@ -270,6 +271,7 @@ class MultiTaskConfig(PreTrainedConfig):
     interaction: str | None = None
     interaction_heads: int | None = None
     interaction_graph: dict[str, list[str]] | None = None
+    split_seed: int | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

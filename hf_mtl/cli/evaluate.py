@@ -48,7 +48,7 @@ def evaluate(
     # Training rows are those that were trained on: without the rows that were set aside for validation.
     splits = ["train", "validation"] if split == "train" else [split]
     tasks = select_tasks(loaded.specs, task)
-    data = load_recipe(read, tokenizer=tokenizer, tasks=tasks, splits=splits, seed=split_seed(read))
+    data = load_recipe(read, tokenizer=tokenizer, tasks=tasks, splits=splits, seed=split_seed(read, loaded.config))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", where=str(recipe), mend=f"name files in {split}")
     with progress("Evaluating", "batches") as show:

@@ -64,7 +64,7 @@ def explain_model(
     chosen = select_tasks(loaded.specs, task)
     # Training rows are those that were trained on: without the rows that were set aside for validation.
     splits = list(dict.fromkeys(("train", "validation", split) if "layers" in (part or ()) else ("validation", split)))
-    data = load_recipe(read, tokenizer=tokenizer, tasks=chosen, splits=splits, seed=split_seed(read))
+    data = load_recipe(read, tokenizer=tokenizer, tasks=chosen, splits=splits, seed=split_seed(read, loaded.config))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", where=str(recipe), mend=f"name files in {split}")
     report = global_report(

@@ -75,7 +75,7 @@ def explain_quality(
     loaded, tokenizer = load_model(model, device=device, dtype=dtype)
     splits = ["train", "validation"] if split == "train" else [split]
     tasks = select_tasks(loaded.specs, task)
-    data = load_recipe(read, tokenizer=tokenizer, tasks=tasks, splits=splits, seed=split_seed(read))
+    data = load_recipe(read, tokenizer=tokenizer, tasks=tasks, splits=splits, seed=split_seed(read, loaded.config))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", where=str(recipe), mend=f"name files in {split}")
     explainer = Explainer(loaded, tokenizer)

@@ -78,7 +78,7 @@ def _split(recipe: Any, model: Any, tokenizer: Any, tasks: list[str] | None, spl
     # Training rows are those that were trained on: without the rows that were set aside for validation.
     splits = ["train", "validation"] if split == "train" else [split]
     specs = exported_tasks(model, tasks)
-    data = load_recipe(recipe, tokenizer=tokenizer, tasks=specs, splits=splits, seed=split_seed(recipe))
+    data = load_recipe(recipe, tokenizer=tokenizer, tasks=specs, splits=splits, seed=split_seed(recipe, model.config))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", mend=f"name files in {split}")
     return data.split(split)

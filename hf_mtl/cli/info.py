@@ -36,28 +36,32 @@ def info(
     for task in facts["tasks"]:
         labels = task["labels"] or []
         shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-        table.add_row(task["name"], task["type"], task["pooling"] or "", shown, f"{task['parameters']:,}")
-    table.add_section()
-    table.add_row("shared encoder", "", "", "", f"{facts['parameters']['shared']:,}")
-    table.add_row("all", "", "", "", f"{facts['parameters']['total']:,}", style="bold")
+        own = "" if task["parameters"] is None else f"{task['parameters']:,}"
+        table.add_row(task["name"], task["type"], task["pooling"] or "", shown, own)
+    if facts["parameters"] is not None:
+        table.add_section()
+        table.add_row("shared encoder", "", "", "", f"{facts['parameters']['shared']:,}")
+        table.add_row("all", "", "", "", f"{facts['parameters']['total']:,}", style="bold")
     out().print(table)
 
 
 def describe(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Return a model's facts as plain JSON values."""
+    """Return a model's facts as plain JSON values; those of an exported graph have no numbers of parameters."""
+    from hf_mtl.inference.exported import ExportedModel
 
     def count(module: Any) -> int:
         return sum(parameter.numel() for parameter in module.parameters())
 
+    trainable = not isinstance(model, ExportedModel)  # a graph does not tell its numbers apart
     tasks: list[dict[str, Any]] = []
     for spec in model.specs:
-        own = sum(map(count, model.own_modules(spec.name)))
+        own = sum(map(count, model.own_modules(spec.name))) if trainable else None
         labels = list(spec.labels) if spec.labels else None
-        pooling = model.poolings.get(spec.name)
+        pooling = model.poolings.get(spec.name) if trainable else spec.pooling
         tasks.append({"name": spec.name, "type": spec.type, "pooling": pooling, "labels": labels, "parameters": own})
     return {
         "encoder": model.config.get_text_config().model_type,
         "max_length": tokenizer.model_max_length,
         "tasks": tasks,
-        "parameters": {"shared": count(model.encoder), "total": count(model)},
+        "parameters": {"shared": count(model.encoder), "total": count(model)} if trainable else None,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -49,10 +49,11 @@ def task_updates(
     from hf_mtl.data.dataset_source import SPLITS
     from hf_mtl.data.preparation import load_recipe
     from hf_mtl.data.recipe import near, read_recipe
-    from hf_mtl.errors import DataError, SpecError
+    from hf_mtl.errors import DataError, ModelError, SpecError
     from hf_mtl.explain.alone_training import train_alone
     from hf_mtl.explain.figures import new_figure
     from hf_mtl.explain.task_updates import task_updates as compare_updates
+    from hf_mtl.inference.exported import ExportedModel
     from hf_mtl.inference.loading import load_model
     from hf_mtl.model.encoders.base import load_encoder
     from hf_mtl.model.lora import merge_and_unload
@@ -66,12 +67,14 @@ def task_updates(
     new_figure(1, 1)  # before the work is done that nobody could draw
     read = read_recipe(recipe)
     loaded, tokenizer = load_model(model, device=device)
+    if isinstance(cast(object, loaded), ExportedModel):
+        raise ModelError("an exported graph has no weights", where=f"model {model!r}", mend="name the model itself")
     chosen = select_tasks(loaded.specs, task)
     named = _folders(alone or [], [spec.name for spec in chosen])
     place = encoder or read.encoder_path
     start = load_encoder(place)
     splits = list(dict.fromkeys(("train", "validation", split)))
-    data = load_recipe(read, tokenizer=tokenizer, tasks=chosen, splits=splits, seed=split_seed(read))
+    data = load_recipe(read, tokenizer=tokenizer, tasks=chosen, splits=splits, seed=split_seed(read, loaded.config))
     if not data.split(split):
         raise DataError(f"no dataset has a {split} split", where=str(recipe), mend=f"name files in {split}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -184,6 +184,18 @@ class Encoded:
         first = enumerate(zip(rows, self.first_tokens, strict=True))
         words = [words_of(row, own, self.choice_tokens.get(place)) for place, (row, own) in first]
         return Layout(np.repeat(np.arange(len(rows)), counts), words, joined)
+
+
+def forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer forget how its last call cut and padded texts, which it would be saved with.
+
+    What is saved would depend on whether anything was tokenized, or all of it found in the cache; transformers says
+    anew with every call what to cut and pad.
+    """
+    if tokenizer.is_fast:
+        backend: Any = cast(Any, tokenizer).backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Inputs], reading: Reading | None = None) -> Encoded:

@@ -142,12 +142,15 @@ def load_tokenizer(name_or_path: str | Path, *, of_encoder: bool = True, **hub_k
         ) from error
 
 
-def recipe_tokenizer(recipe: Recipe, *, seed: int = 0) -> PreTrainedTokenizerBase:
+def recipe_tokenizer(
+    recipe: Recipe, *, seed: int = 0, rows: Mapping[tuple[str, str], RawSplit] | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a recipe's encoder, or train it, and settle how many tokens a row may have.
 
     Args:
         recipe: the recipe.
         seed: seed of the rows set aside, which a tokenizer is not trained on.
+        rows: rows by dataset and split, of whose training rows a tokenizer is trained; the recipe's where not given.
 
     Raises:
         ModelError: it cannot be found.
@@ -155,7 +158,7 @@ def recipe_tokenizer(recipe: Recipe, *, seed: int = 0) -> PreTrainedTokenizerBas
         SpecError: the recipe or one of its tasks asks for more tokens than the encoder can read.
     """
     if isinstance(recipe.encoder, OwnEncoder):
-        tokenizer = _own_tokenizer(recipe, recipe.encoder, seed)
+        tokenizer = _own_tokenizer(recipe, recipe.encoder, seed, rows)
         config = recipe.encoder.config(tokenizer)
     else:
         tokenizer, config = load_tokenizer(recipe.encoder_path), load_encoder_config(recipe.encoder_path)
@@ -164,7 +167,9 @@ def recipe_tokenizer(recipe: Recipe, *, seed: int = 0) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def _own_tokenizer(recipe: Recipe, encoder: OwnEncoder, seed: int) -> PreTrainedTokenizerBase:
+def _own_tokenizer(
+    recipe: Recipe, encoder: OwnEncoder, seed: int, rows: Mapping[tuple[str, str], RawSplit] | None
+) -> PreTrainedTokenizerBase:
     if encoder.tokenizer is not None:
         return load_tokenizer(recipe.place_of(encoder.tokenizer), of_encoder=False)
     streamed = next((name for name, dataset in recipe.datasets.items() if dataset.streaming), None)
@@ -174,8 +179,9 @@ def _own_tokenizer(recipe: Recipe, encoder: OwnEncoder, seed: int) -> PreTrained
             where=f"dataset {streamed!r}",
             mend="name a folder in tokenizer, or leave streaming out",
         )
-    raw = read_splits(recipe, recipe.tasks, splits=("train", "validation"), seed=seed)
-    texts = training_texts(recipe.datasets, raw)
+    if rows is None:
+        rows = read_splits(recipe, recipe.tasks, splits=("train", "validation"), seed=seed)
+    texts = training_texts(recipe.datasets, rows)
     return train_tokenizer(texts, vocab_size=encoder.vocab_size or VOCAB_SIZE, lowercase=encoder.lowercase)
 
 
@@ -216,15 +222,22 @@ def read_splits(
                 if read is not None:
                     known, wanted = read.dataset.column_names, _wanted_columns(dataset, own)
                     require_columns(known, wanted, where=read.sources[0].name)
-                    read = number_choices(read, dataset, own)
-                    rows[name, split] = refine(name, split, read, recipe=recipe, tasks=own)
+                    everyone = _all_tasks(recipe, name, read)
+                    read = number_choices(read, dataset, everyone)
+                    rows[name, split] = refine(name, split, read, recipe=recipe, tasks=everyone)
             if set_aside and dataset.validation is None and (name, "train") in rows:
                 train = rows[name, "train"]
-                parts = split_validation(train, seed=seed, stratify=class_column(train, own))
+                stratify = class_column(train, _all_tasks(recipe, name, train))
+                parts = split_validation(train, seed=seed, stratify=stratify)
                 rows[name, "train"], rows[name, "validation"] = parts
         except HfMtlError as error:
             raise error.at(f"dataset {name!r}") from error.__cause__
     return {(name, split): read for (name, split), read in rows.items() if split in splits}
+
+
+def _all_tasks(recipe: Recipe, dataset: str, raw: RawSplit) -> list[TaskSource]:
+    """Return the tasks whose labels stand in rows: which rows are held out must not depend on those asked for."""
+    return [task for task in recipe.tasks_of(dataset) if task.label in raw.dataset.column_names]
 
 
 def open_streams(recipe: Recipe, sources: Sequence[TaskSource]) -> dict[str, RowStream]:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from hf_mtl.configuration import TaskSpec, select_tasks
 from hf_mtl.data.encoded import EncodedSplit
 from hf_mtl.data.encoding import Inputs
 from hf_mtl.data.masking import select_unmasked
-from hf_mtl.errors import HfMtlError, OutputError, SpecError, one_of
+from hf_mtl.errors import HfMtlError, ModelError, OutputError, SpecError, one_of
+from hf_mtl.inference.exported import ExportedModel
 from hf_mtl.inference.exporters.base import Exported, Quantization
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import EXPORTERS
@@ -57,6 +58,8 @@ def export_model(
         OutputError: the folder holds something, or cannot be written.
     """
     check_quantize(format, quantize)
+    if isinstance(cast(object, model), ExportedModel):
+        raise ModelError("it is an exported graph", mend="export the model that it was made from")
     exporter = EXPORTERS.get(format)
     quantization = Quantization(quantize, calibration) if quantize is not None else None
     specs = exported_tasks(model, tasks)

@@ -185,7 +185,15 @@ def _all_decoded(lines: Iterable[bytes]) -> Iterator[str]:
 
 
 def _header(cells: list[str]) -> list[str]:
-    return [cell.strip() or f"column_{index}" for index, cell in enumerate(cells, start=1)]
+    return _unlike([cell.strip() or f"column_{index}" for index, cell in enumerate(cells, start=1)])
+
+
+def _unlike(columns: list[str]) -> list[str]:
+    """Check that no two columns have one name, as a row can hold but one of them."""
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"the column {twice!r} stands twice in the header", mend="rename one")
+    return columns
 
 
 def _table_row(number: int, header: list[str], cells: list[str]) -> dict[str, Any]:
@@ -201,6 +209,7 @@ def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pq.ParquetFile(source) as file:
+            _unlike(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:

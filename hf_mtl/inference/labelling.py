@@ -334,7 +334,7 @@ def _calibrate(answers: _Answers, recipe: Recipe) -> dict[str, Calibrated]:
     tasks = [own for name, own in answers.tasks.items() if has_confidence(answers.heads[name])]
     if not tasks:
         return {}
-    split = read_splits(recipe, tasks, splits=["validation"], seed=split_seed(recipe)).get(
+    split = read_splits(recipe, tasks, splits=["validation"], seed=split_seed(recipe, answers.model.config)).get(
         (tasks[0].dataset, "validation")
     )
     parts: dict[str, list[Decisions]] = {own.spec.name: [] for own in tasks}

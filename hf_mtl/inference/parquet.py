@@ -13,6 +13,9 @@ from hf_mtl.writing import replacing, to_json
 CHUNK_ROWS = 4096
 """Rows kept in memory at a time."""
 
+MOST_LEVELS = 30
+"""Lists and structs in each other that are stored as such: Arrow itself stops at 64."""
+
 
 def write_parquet(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
     """Write parquet: chunks are kept in files beside it until their common schema is known.
@@ -92,7 +95,7 @@ def _array(values: list[Any]) -> Any:
         return _array([_encodable(value) for value in values])
     except (pa.ArrowException, OverflowError):
         return _as_text(values)
-    return array if _is_storable(array.type) else _as_text(values)
+    return array if _is_storable(array.type, MOST_LEVELS) else _as_text(values)
 
 
 def _as_text(values: list[Any]) -> Any:
@@ -113,12 +116,14 @@ def _joined(first: Any, second: Any) -> Any:
         return pa.string()
 
 
-def _is_storable(kind: Any) -> bool:
-    """Tell whether parquet can hold a type: it has no structs without fields."""
+def _is_storable(kind: Any, levels: int) -> bool:
+    """Tell whether parquet can hold a type: it has no structs without fields, and so many levels at most."""
     import pyarrow as pa
 
     inner = [kind.field(index).type for index in range(kind.num_fields)]
-    return not (pa.types.is_struct(kind) and not inner) and all(map(_is_storable, inner))
+    return (
+        levels > 0 and (inner or not pa.types.is_struct(kind)) and all(_is_storable(own, levels - 1) for own in inner)
+    )
 
 
 def _encodable(value: Any) -> Any:

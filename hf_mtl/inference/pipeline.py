@@ -11,7 +11,7 @@ from transformers.pipelines.base import Pipeline
 
 from hf_mtl.configuration import select_tasks
 from hf_mtl.data.encoding import Inputs
-from hf_mtl.errors import DataError
+from hf_mtl.errors import DataError, SpecError
 from hf_mtl.evaluation.prediction import Answers, RowReader, answer
 from hf_mtl.model.modeling import MultiTaskModel
 
@@ -79,12 +79,17 @@ class MultiTaskPipeline(Pipeline):
         kwargs.pop("num_workers", None)  # tokenizers use threads of their own
         preprocess, forward, _ = self._sanitize_parameters(*args, **kwargs)
         tasks = {**self._preprocess_params, **preprocess, **self._forward_params, **forward}.get("tasks")
-        size = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        size = batch_size if batch_size is not None else self._batch_size or DEFAULT_BATCH_SIZE
+        if not isinstance(cast(object, size), int) or size < 1:
+            raise SpecError(f"batch_size is {size!r}", mend="give a whole number above 0")
+        if hasattr(inputs, "iloc") and hasattr(inputs, "columns"):  # whose iterator gives the names of its columns
+            raise DataError("a table is given", mend='give table["text"].tolist() or table.to_dict("records")')
         if isinstance(inputs, str | Mapping):
             return next(self._answers([inputs], tasks, 1))
         if isinstance(inputs, list | tuple):
             return list(self._answers(cast(Sequence[Any], inputs), tasks, size))
-        if isinstance(inputs, bytes) or not (hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")):
+        iterable = hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
+        if isinstance(inputs, bytes) or not iterable or getattr(inputs, "shape", None) == ():
             raise DataError(f"{inputs!r} is no text", mend="give a text, a mapping, or an iterable of them")
         return self._answers(inputs, tasks, size)
 

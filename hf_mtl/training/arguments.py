@@ -353,7 +353,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             raise SpecError(f"sampling_kwargs: {error.problem}", mend=error.mend) from None
         check_epoch_size(self.epoch_size)
         if isinstance(self.class_balanced, str):
-            raise SpecError(f"class_balanced is {self.class_balanced!r}", mend="give a list of tasks")
+            raise SpecError(f"class_balanced is {self.class_balanced!r}", mend='give a list of tasks, as in ["topic"]')
         sizes = cast(dict[str, Any], self.dataset_batch_size or {})
         if sizes and self.batching == "mixed":
             raise SpecError(
@@ -407,7 +407,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         if self.cache_hidden_states not in ("auto", True, False):
             raise SpecError(f"cache_hidden_states is {cached!r}", mend="use 'auto', true or false")
         if isinstance(self.freeze_heads, str):
-            raise SpecError(f"freeze_heads is {self.freeze_heads!r}", mend="give a list of tasks")
+            raise SpecError(f"freeze_heads is {self.freeze_heads!r}", mend='give a list of tasks, as in ["topic"]')
         if self.peft is not None:
             lora_config(cast(dict[str, Any], self.peft))
             if self.freeze_encoder:

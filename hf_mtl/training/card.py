@@ -139,4 +139,4 @@ def _series(history: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list
         for key, value in entry.items():
             if key.startswith(prefix) and isinstance(value, int | float):
                 series.setdefault(key[len(prefix) :], []).append((int(entry["step"]), float(value)))
-    return series
+    return dict(sorted(series.items()))  # a history read back from a checkpoint has another order

@@ -19,10 +19,12 @@ class TrainingClock(TrainerCallback):
 
     The seconds stand in every checkpoint, so that a resumed run goes on counting from there: work that a kill undid is
     counted once, as if there had been no kill. (`train_runtime` of transformers begins anew with every start.)
+    `was_resumed` tells whether the training went on with a checkpoint.
     """
 
     def __init__(self) -> None:
         self._before = 0.0
+        self.was_resumed = False
         self._start: float | None = None
         self._end: float | None = None
 
@@ -36,6 +38,7 @@ class TrainingClock(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.was_resumed = state.global_step > 0
         self._before = _read(_place(args, state)) if state.global_step else 0.0
         self._start, self._end = time.perf_counter(), None
 

@@ -101,21 +101,25 @@ def fold_data(recipe: Recipe, folds: int, *, seed: int = 0) -> Iterator[RecipeDa
                 where=f"dataset {name!r}",
                 mend="leave streaming out",
             )
-    tokenizer = recipe_tokenizer(recipe)
     # The labels are those of all rows, as in training, so that each fold has the same.
     raw = read_splits(recipe, recipe.tasks, set_aside=False)
-    sources = tuple(balanced(find_labels(source, raw), raw) for source in recipe.tasks)
-    owned = {name: tuple(task for task in sources if task.dataset == name) for name in recipe.datasets}
-    divided = _divided(raw, owned, folds, seed=seed)
+    labelled = tuple(find_labels(source, raw) for source in recipe.tasks)
+    divided = _divided(raw, _owned(recipe, labelled), folds, seed=seed)
     if not divided:
         raise DataError("there are no training rows", mend="name training files in the recipe's datasets")
     for number in range(folds):
         splits: dict[str, dict[str, Any]] = {"train": {}, "validation": {}, "test": {}}
         rows: dict[tuple[str, str], RawSplit] = {}
         for name, parts in divided.items():
-            own = _fold(raw, name, parts, number, class_column(raw[name, "train"], owned[name]), seed=seed)
+            column = class_column(raw[name, "train"], _owned(recipe, labelled)[name])
+            own = _fold(raw, name, parts, number, column, seed=seed)
             rows |= {(name, split): found for split, found in own.items()}
-        for (name, split), own in training_rows(recipe, sources, rows, seed=seed).items():
+        # What is learnt from rows is learnt from those that the fold trains on.
+        tokenizer = recipe_tokenizer(recipe, rows=rows)
+        rows = training_rows(recipe, labelled, rows, seed=seed)
+        sources = tuple(balanced(source, rows) for source in labelled)
+        owned = _owned(recipe, sources)
+        for (name, split), own in rows.items():
             try:
                 encoded = encode_split(name, split, own, recipe.datasets[name], owned[name], tokenizer)
                 splits[split][name] = encoded
@@ -123,6 +127,11 @@ def fold_data(recipe: Recipe, folds: int, *, seed: int = 0) -> Iterator[RecipeDa
                 held_out = f"fold {number + 1} of {folds}, which is test here"
                 raise error.at(held_out) from error.__cause__
         yield RecipeData(recipe, tokenizer, tuple(source.spec for source in sources), **splits)
+
+
+def _owned(recipe: Recipe, tasks: Sequence[TaskSource]) -> dict[str, tuple[TaskSource, ...]]:
+    """Return the tasks of each dataset."""
+    return {name: tuple(task for task in tasks if task.dataset == name) for name in recipe.datasets}
 
 
 def _divided(

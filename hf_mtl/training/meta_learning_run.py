@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from hf_mtl.data.encoded import EncodedSplit
+from hf_mtl.data.encoding import forget_last_call
 from hf_mtl.data.masking import masked_tasks
 from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import Recipe
@@ -84,6 +85,7 @@ def meta_train(
     set_seed(options.seed)
     architecture = recipe.architecture_of(data.tasks)
     model = MultiTaskModel.from_encoder(data.encoder, data.tasks, seed=options.seed, architecture=architecture)
+    model.config.split_seed = split_seed(recipe)
     model.to(cast(Any, arguments.device))
     prepare_model(model, arguments, [task.spec.name for split in train.values() for task in split.tasks])
     episodes = Episodes(model, data.tokenizer, train, options)
@@ -110,6 +112,7 @@ def meta_train(
     taken = time.monotonic() - start
 
     model.eval().save_pretrained(folder)
+    forget_last_call(data.tokenizer)
     data.tokenizer.save_pretrained(folder)
     results: dict[str, Any] = {"train": {**asdict(options), "outer_rate": options.rate, "train_seconds": taken}}
     test = score_saved(folder, data.tokenizer, data, arguments, results)

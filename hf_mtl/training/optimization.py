@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, cast
 
@@ -99,6 +100,23 @@ def set_learning_rates(
     heads += model.interaction.parameters() if model.interaction is not None else ()
     rate = args.head_learning_rate
     set_apart(optimizer, heads, lr=HEAD_RATE * args.learning_rate if rate is None else rate)
+
+
+@contextmanager
+def refusing_schedules(args: MultiTaskTrainingArguments) -> Generator[None]:
+    """Say which argument is wrong where transformers cannot make a learning rate schedule.
+
+    Raises:
+        SpecError: `lr_scheduler_kwargs` does not suit `lr_scheduler_type`.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+        raise SpecError(
+            f"lr_scheduler_kwargs is {args.lr_scheduler_kwargs!r}, which {kind!r} refuses ({error})",
+            mend=f"give the options of transformers' {kind!r}, or another lr_scheduler_type",
+        ) from error
 
 
 def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], *, lr: float) -> None:

@@ -6,13 +6,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
+from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.data.preparation import RecipeData, load_recipe
 from hf_mtl.data.recipe import Recipe
 from hf_mtl.errors import DataError, OutputError
@@ -30,6 +39,8 @@ from hf_mtl.writing import to_json, write_text
 
 RECIPE_NAME = "recipe.yaml"
 RESULTS_NAME = "train_results.json"
+OF_ONE_START = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+"""What transformers measures from the start of a process on, even where that went on with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ def run_training(
 ) -> TrainingRun:
     """Train a recipe, score the model on validation and test, and save everything.
 
-    Nothing that stands in the folder is touched before recipe and data have been read without error.
+    Nothing that stands in the folder is touched before recipe, data and plan have been found without error.
 
     Args:
         recipe: the recipe, with its training arguments.
@@ -99,27 +110,24 @@ def run_training(
     set_seed(arguments.seed)
     options: dict[str, Any] = {"seed": arguments.seed, "architecture": recipe.architecture_of(data.tasks)}
     model = MultiTaskModel.from_encoder(data.encoder, data.tasks, **options)
+    model.config.split_seed = split_seed(recipe)
     trainer = MultiTaskTrainer(
         model,
         arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=data.tokenizer,
-        callbacks=[*callbacks, clock := TrainingClock()],
+        callbacks=[*callbacks, clock := TrainingClock(), _Beginning(folder, recipe, overwrite=overwrite)],
     )
     for printing in (PrinterCallback, ProgressCallback):  # the callers' own callbacks say how it goes
         trainer.remove_callback(printing)
     writes = trainer.is_world_process_zero()
-    if writes:
-        if overwrite:
-            _clear(folder)
-        write_text(recipe.to_yaml(relative_to=folder), folder / RECIPE_NAME)
-        if checkpoint is not None:
-            _bring_best_home(checkpoint)
+    if writes and checkpoint is not None:
+        _bring_best_home(checkpoint)
     trainer.accelerator.wait_for_everyone()
 
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    results: dict[str, Any] = {"train": {**trained.metrics, **_effort(trainer, clock)}}
+    results: dict[str, Any] = {"train": _effort(trainer, trained.metrics, clock)}
     _save(trainer, folder)
     # What is scored is what others will load: the saved weights, without the mixed precision of training.
     saved = MultiTaskModel.from_pretrained(folder).to(arguments.device)
@@ -156,16 +164,38 @@ def run_training(
     return TrainingRun(folder, results, test, reports=writes)
 
 
-def _effort(trainer: MultiTaskTrainer, clock: TrainingClock) -> dict[str, float]:
-    """Return the rows and seconds of a training, those before it was resumed included."""
+class _Beginning(TrainerCallback):
+    """Clears the folder when training begins: until then the Trainer may still refuse its arguments."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+        self.folder, self.recipe, self.overwrite = folder, recipe, overwrite
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            if self.overwrite:
+                _clear(self.folder)
+            write_text(self.recipe.to_yaml(relative_to=self.folder), self.folder / RECIPE_NAME)
+
+
+def _effort(trainer: MultiTaskTrainer, metrics: Mapping[str, Any], clock: TrainingClock) -> dict[str, Any]:
+    """Return what a training took, the part before it was resumed included: what is of one start alone is left out."""
     rows = trainer.num_examples(cast(Any, trainer.callback_handler.train_dataloader))
     trained = round(rows * (trainer.state.epoch or 0.0))
-    return {"rows_per_epoch": rows, "train_rows": trained, "train_seconds": clock.seconds}
+    kept = {name: value for name, value in metrics.items() if name not in OF_ONE_START or not clock.was_resumed}
+    return {**kept, "rows_per_epoch": rows, "train_rows": trained, "train_seconds": clock.seconds}
 
 
-def split_seed(recipe: Recipe) -> int:
-    """Return the seed of the rows that training sets aside where a dataset has no validation split."""
-    seed = recipe.training.get("seed")
+def split_seed(recipe: Recipe, trained: MultiTaskConfig | None = None) -> int:
+    """Return the seed of the rows that training sets aside where a dataset has no validation split.
+
+    Args:
+        recipe: the recipe.
+        trained: configuration of a model, which knows the seed it was trained with: the recipe may have had another.
+    """
+    known = getattr(trained, "split_seed", None)
+    seed = recipe.training.get("seed") if known is None else known
     return seed if isinstance(seed, int) else MultiTaskTrainingArguments.seed
 
 

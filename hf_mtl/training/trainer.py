@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import seed_worker, speed_metrics
 
+from hf_mtl.data.encoding import forget_last_call
 from hf_mtl.data.masking import check_masking
 from hf_mtl.data.preparation import EncodedSplit, TrainingSplit
 from hf_mtl.errors import DataError, SpecError
@@ -33,7 +35,7 @@ from hf_mtl.training.checkpointing import Stateful, load_parts, save_parts
 from hf_mtl.training.frozen_states import RemoveStates, with_states
 from hf_mtl.training.mean_losses import MeanLosses
 from hf_mtl.training.objective import StepTotals, step_loss, step_totals
-from hf_mtl.training.optimization import prepare_model, set_learning_rates
+from hf_mtl.training.optimization import prepare_model, refusing_schedules, set_learning_rates
 from hf_mtl.training.plan import SampledRows, TrainingPlan, make_batches
 from hf_mtl.training.samplers.base import Sampler
 from hf_mtl.training.selection import check_selection, relative_gain, selection_callbacks
@@ -48,6 +50,8 @@ from hf_mtl.training.step import StepCallback, StepObjective
 from hf_mtl.training.step_checks import check_accelerator, check_architecture, check_tasks
 from hf_mtl.training.streams import TrainingRows
 from hf_mtl.writing import write_text
+
+logger = logging.getLogger(__name__)
 
 TRAINING_ARGS_NAME = "training_args.json"
 
@@ -224,6 +228,7 @@ class MultiTaskTrainer(Trainer):
     # ------------------------------------------------------------------ optimizer
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        logger.info("training in %s", self.args.precision)
         if self.is_fsdp_enabled:
             choose_units(self.accelerator.state.fsdp_plugin, self.multi_task_model)
         model, loader = cast(Any, super())._prepare_for_training(*args, **kwargs)
@@ -238,6 +243,10 @@ class MultiTaskTrainer(Trainer):
             set_learning_rates(optimizer, self.multi_task_model, self.args)
         self._objective.join(optimizer, given=given)
         return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
+        with refusing_schedules(self.args):
+            return super().create_scheduler(*args, **kwargs)
 
     # ------------------------------------------------------------------ loss
 
@@ -419,6 +428,8 @@ class MultiTaskTrainer(Trainer):
             load_parts(self._stateful, checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.processing_class is not None:
+            forget_last_call(cast(PreTrainedTokenizerBase, self.processing_class))
         super()._save(output_dir, state_dict=state_dict)
         folder = Path(output_dir if output_dir is not None else cast(str, self.args.output_dir))
         if self.args.should_save:

@@ -165,7 +165,7 @@ def main() -> None:
         tokenizer=tokenizer,
         tasks=model.specs,
         splits=list(dict.fromkeys(["train", "validation", options.split])),
-        seed=split_seed(recipe),
+        seed=split_seed(recipe, model.config),
     )
     splits = data.split(options.split)
     for name in set(GRAPHS) - set(options.only):

@@ -16,6 +16,7 @@ from seqeval.metrics import precision_score as span_precision
 from seqeval.metrics import recall_score as span_recall
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from hf_mtl.configuration import MultiTaskConfig
 from hf_mtl.data.yaml import read_yaml, write_yaml
 
 Rows = list[dict[str, Any]]
@@ -172,10 +173,12 @@ def test_the_set_aside_validation_split_is_the_one_of_the_training_seed(workspac
     recipe["encoder"] = str(workspace / "encoder")
     recipe["datasets"] = {"films": {"train": str(workspace / "films-train.jsonl"), "text": "text"}}
     recipe["tasks"] = recipe["tasks"][:1]
-    recipe["training"] |= {"num_train_epochs": 3, "seed": 11}
+    recipe["training"] |= {"num_train_epochs": 3}
     path = tmp_path / "recipe.yaml"
     path.write_text(write_yaml(recipe), encoding="utf-8")
-    call("train", path, "--output-dir", tmp_path / "run", "--bf16", "false")
+    call(
+        "train", path, "--output-dir", tmp_path / "run", "--bf16", "false", "--seed", 11
+    )  # of which the file knows nothing
     trained = json.loads((tmp_path / "run" / "train_results.json").read_text())
     errors = tmp_path / "errors.json"
     found = {}
@@ -184,5 +187,6 @@ def test_the_set_aside_validation_split_is_the_one_of_the_training_seed(workspac
             call("evaluate", tmp_path / "run", path, "--split", split, "--errors", errors, "--json").out
         )
     assert found["validation"] == trained["validation"]
+    assert MultiTaskConfig.from_pretrained(tmp_path / "run").split_seed == 11
     report = json.loads(call("check", path, "--json").out)
     assert {entry["split"]: entry["rows"] for entry in report["datasets"]} == {"train": 43, "validation": 5}

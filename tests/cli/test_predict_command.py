@@ -189,6 +189,21 @@ def test_lines_of_tables_that_cannot_be_read_are_rows_with_errors(trained: Path,
     assert "byte 2 of the line, 0xff, is not UTF-8" in found[1]["error"]
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_a_column_that_stands_twice_is_refused(trained: Path, tmp_path: Path, ending: str) -> None:
+    path, output = tmp_path / f"rows.{ending}", tmp_path / "out.jsonl"
+    if ending == "parquet":
+        pq.write_table(pa.table([["good"], ["1"], ["fly"]], names=["text", "label", "text"]), path)
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[ending]
+        path.write_text(
+            "".join(separator.join(row) + "\n" for row in (["text", "label", "text"], ["good", "1", "fly"]))
+        )
+    done = call("predict", trained, "--input", path, "--output", output, fails=True)
+    assert "the column 'text' stands twice in the header; rename one" in done.err
+    assert not output.exists()
+
+
 def test_predicting_its_own_output_again_replaces_the_answers(trained: Path, tmp_path: Path) -> None:
     rows = [{"text": "good"}, {"id": 2}]
     write_jsonl(tmp_path / "in.jsonl", rows)

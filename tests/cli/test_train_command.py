@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 from calling import OPTIONS, Called, call, contents
 
@@ -123,6 +124,44 @@ def test_overwriting_replaces_the_run_and_nothing_else(workspace: Path, recipe: 
     assert not list(folder.glob("checkpoint-*"))
     assert (folder / "model.safetensors").stat().st_size > 1000
     assert json.loads(call("info", folder, "--json").out)["tasks"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--class-balanced", '["mood"]'), "class_balanced names 'mood', which is no task"),
+        (
+            ("--lr-scheduler-type", "cosine_with_min_lr"),
+            "lr_scheduler_kwargs is None, which 'cosine_with_min_lr' refuses",
+        ),
+        (("--lr-scheduler-kwargs", '{"zz": 1}'), "lr_scheduler_kwargs is {'zz': 1}, which 'linear' refuses"),
+        (("--sampling", "explicit", "--sampling-kwargs", '{"weights": {"zz": 1}}'), "weights"),
+    ],
+)
+def test_what_is_refused_when_training_begins_leaves_the_model_that_stood_there(
+    workspace: Path, recipe: Path, tmp_path: Path, options: tuple[str, ...], problem: str
+) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoint-9").mkdir(parents=True)
+    (folder / "model.safetensors").write_text("old")
+    (folder / "recipe.yaml").write_text("older")
+    before = sorted(folder.rglob("*"))
+    done = call("train", recipe, "--output-dir", folder, "--overwrite", *options, fails=True)
+    assert problem in done.err
+    assert "Traceback" not in done.err
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "recipe.yaml").read_text() == "older"
+
+
+def test_the_saved_tokenizer_does_not_depend_on_what_the_cache_held(
+    workspace: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("cold", "warm"):
+        call("train", recipe, "--output-dir", tmp_path / name, "--max-steps", "1", "--save-strategy", "no")
+    cold, warm = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("cold", "warm"))
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    assert cold == warm
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import datasets
 import datasets.config
 import numpy as np
 import pytest
+from tiny import write_encoder, write_recipe
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_mtl.configuration import TaskSpec
@@ -597,3 +598,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     source = {"path": "saved", "tokens": "tokens", "validation": "train"}
     assert len(load(tmp_path, tokenizer, task=TOPIC, source=source).train["d"]) == 5
     assert sorted(os.listdir(tmp_path / "saved")) == before  # noqa: PTH208
+
+
+def test_which_rows_are_held_out_does_not_depend_on_the_tasks_that_are_asked_for(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, write_encoder(tmp_path / "encoder"))
+    del recipe["datasets"]["orders"]["validation"]
+    recipe["deduplicate"] = "exact"
+    whole = load_recipe(parse_recipe(recipe, base=tmp_path), seed=7)
+    for spec in whole.tasks:
+        if spec.name not in ("intent", "slots", "grammar"):
+            continue
+        own = parse_recipe(recipe, base=tmp_path)
+        alone = load_recipe(own, seed=7, tasks=[spec], tokenizer=whole.tokenizer, splits=["validation"])
+        expected = whole.validation["orders"].raw.dataset["tokens"][:]
+        assert alone.validation["orders"].raw.dataset["tokens"][:] == expected

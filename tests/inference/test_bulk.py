@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import gzip
 import json
 import random
@@ -175,6 +176,7 @@ def test_chunks_of_different_fields_share_a_schema(rows: Rows, tmp_path: Path, s
         [{}, {}],
         [{}, {}, {}, {"x": 1}],
         [[{}]],
+        [functools.reduce(lambda inner, _: [inner], range(100), "deep")],
     ],
 )
 def test_values_of_several_types_are_text_and_other_values_json(

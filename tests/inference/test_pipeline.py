@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, pipeline
@@ -195,10 +197,23 @@ def test_words_beyond_the_maximum_length_have_no_span(pipe: MultiTaskPipeline) -
     assert 0 < max(ends) <= 5 * 48
 
 
-@pytest.mark.parametrize("given", [None, 5, 2.5, b"bytes", object()])
+@pytest.mark.parametrize("given", [None, 5, 2.5, b"bytes", object(), np.array("good")])
 def test_what_is_no_input_is_refused_at_once(pipe: MultiTaskPipeline, given: Any) -> None:
     with pytest.raises(DataError, match="is no text"):
         pipe(given)
+
+
+def test_a_table_is_not_taken_for_the_names_of_its_columns(pipe: MultiTaskPipeline) -> None:
+    table = pandas.DataFrame({"text": ["good", "bad"]})
+    with pytest.raises(DataError, match="a table is given; give table"):
+        pipe(table)
+    assert pipe(table.to_dict("records")) == pipe(["good", "bad"]) == pipe(table["text"].tolist())
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_batch_size_that_cannot_be_is_refused(pipe: MultiTaskPipeline, size: Any) -> None:
+    with pytest.raises(SpecError, match=f"batch_size is {size}; give a whole number above 0"):
+        pipe(["good"], batch_size=size)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from small import TASKS, small_recipe
 
 from hf_mtl.data.loading import RawSplit, Source, split_folds
 from hf_mtl.data.preparation import RecipeData, load_recipe
-from hf_mtl.data.recipe import Recipe
+from hf_mtl.data.recipe import Recipe, parse_recipe
 from hf_mtl.errors import DataError, OutputError, SpecError
 from hf_mtl.training.cross_validation import cross_validate, cross_validation_table, fold_data
 
@@ -119,6 +119,27 @@ def test_folds_have_the_labels_and_numbers_of_the_whole(recipe: Recipe) -> None:
     for data in fold_data(recipe, 2, seed=5):
         assert data.tasks == whole.tasks
         assert data.tokenizer.model_max_length == whole.tokenizer.model_max_length
+
+
+def test_class_weights_and_vocabulary_are_those_of_the_rows_a_fold_trains_on(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, tasks=("sentiment",))
+    # The word of a row stands in no other; the rare class is the first rows'.
+    rows = [{"text": f"word{chr(97 + row)}", "label": "neg" if row < 5 else "pos"} for row in range(24)]
+    (tmp_path / "train-rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    films = replace(recipe.datasets["films"], train=str(tmp_path / "train-rows.jsonl"))
+    [task] = recipe.tasks
+    own = parse_recipe({**recipe.to_dict(), "encoder": {"type": "lstm", "hidden_size": 8}}, base=tmp_path).encoder
+    task = replace(task, spec=replace(task.spec, class_weights="balanced"))
+    recipe = replace(recipe, encoder=own, tasks=(task,), datasets={**recipe.datasets, "films": films})
+    for data in fold_data(recipe, 3, seed=5):
+        trained, held_out = ([rows[place] for place in numbers(data, split, "films")] for split in ("train", "test"))
+        counts = Counter(row["label"] for row in trained)
+        assert len(held_out) == 8
+        assert counts["neg"] in (3, 4)
+        assert data.tasks[0].class_weights == pytest.approx(
+            [len(trained) / (2 * counts[label]) for label in data.tasks[0].labels or ()]
+        )
+        assert not any(row["text"] in " ".join(data.tokenizer.get_vocab()) for row in held_out)
 
 
 def test_a_fold_without_a_label_is_refused(recipe: Recipe, tmp_path: Path) -> None:
