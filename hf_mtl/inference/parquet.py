@@ -121,9 +121,9 @@ def _is_storable(kind: Any, levels: int) -> bool:
     import pyarrow as pa
 
     inner = [kind.field(index).type for index in range(kind.num_fields)]
-    return (
-        levels > 0 and (inner or not pa.types.is_struct(kind)) and all(_is_storable(own, levels - 1) for own in inner)
-    )
+    if levels == 0 or (pa.types.is_struct(kind) and not inner):
+        return False
+    return all(_is_storable(own, levels - 1) for own in inner)
 
 
 def _encodable(value: Any) -> Any:
