@@ -43,7 +43,8 @@ def balanced_weights(spec: TaskSpec, values: Iterable[Any]) -> tuple[float, ...]
     """Return the weights that make the classes count alike.
 
     One label out of a set weighs `n / (k n_c)` for n labelled items (rows, or words), k labels that any of them has and
-    n_c items of class c, as "balanced" does in scikit-learn. Where labels do not shut each other out it is the weight
+    n_c items of class c, as "balanced" does in scikit-learn (King and Zeng 2001, "Logistic Regression in Rare Events
+    Data", https://doi.org/10.1093/oxfordjournals.pan.a004868). Where labels do not shut each other out it is the weight
     of the positives, negatives / positives among the rows that know. A label that no item has, or every item, weighs 1.
 
     Args:

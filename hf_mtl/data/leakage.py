@@ -1,4 +1,10 @@
-"""Texts that stand in several splits, of one dataset or of two."""
+"""Texts that stand in several splits, of one dataset or of two.
+
+A model may remember them, and its scores then say less of other texts: Elangovan, He and Verspoor 2021, "Memorization
+vs. Generalization: Quantifying Data Leakage in NLP Performance Evaluation", https://arxiv.org/abs/2102.01818. Texts are
+the same where their keys are (`text_key`), and nearly so where the MinHash estimate of their Jaccard similarity is high
+enough (`NearTexts`).
+"""
 
 from __future__ import annotations
 

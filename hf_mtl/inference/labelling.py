@@ -1,5 +1,8 @@
 """Pseudo-labels: missing labels of partially labelled rows, filled where a trained model is sure enough.
 
+A row's missing label becomes `argmax p` where `max p >= threshold`, with `p = softmax(logits / T)`; every word of a
+tagged text must be as sure.
+
 Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML
 workshop on challenges in representation learning; confidences are calibrated first, by temperature scaling.
 """

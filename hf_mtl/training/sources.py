@@ -98,7 +98,9 @@ class BalancedRows(_Rounds):
 
     A round has as many rows as the dataset. The rows that have a class of the task share their number equally among
     the classes: rows of a rare class come several times a round, rows of a frequent one not in every round, and within
-    a class each row comes equally often. Rows without a label for the task, which other tasks need, come once.
+    a class each row comes equally often. Rows without a label for the task, which other tasks need, come once. It is
+    the class-aware sampling of Shen, Lin and Huang 2016, "Relay Backpropagation for Effective Learning of Deep
+    Convolutional Neural Networks", https://arxiv.org/abs/1512.05830.
 
     Args:
         rows: the rows that have a label of any task, `(num_rows,)`.
