@@ -311,10 +311,6 @@ class MultiTaskConfig(PreTrainedConfig):
         return cast(PreTrainedConfig, self.encoder_config).get_text_config(*args, **kwargs)
 
 
-# Whoever has imported this module can load a saved configuration by its type.
-AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
-
-
 def select_tasks(specs: Sequence[TaskSpec], names: Sequence[str] | None) -> tuple[TaskSpec, ...]:
     """Return the specs with the given names, in the order of the specs; `None` selects all.
 

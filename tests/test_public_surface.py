@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_mtl
+from hf_mtl.model.modeling import MultiTaskModel
 
 SOURCE = Path(hf_mtl.__file__)
 HEAVY = ("torch", "transformers", "datasets", "numpy", "accelerate", "evaluate", "huggingface_hub", "yaml", "rich")
@@ -162,3 +163,16 @@ def test_a_star_import_gives_every_public_name() -> None:
     names: dict[str, object] = {}
     exec("from hf_mtl import *", names)
     assert set(names) - {"__builtins__"} == set(hf_mtl.__all__)
+
+
+@pytest.mark.parametrize("module", ["hf_mtl.model.surgery", "hf_mtl.explain.claims", "hf_mtl.inference.loading"])
+def test_whatever_is_imported_transformers_loads_a_model(
+    module: str, tiny_model: MultiTaskModel, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    code = (
+        f"import {module}; from transformers import AutoModel; "
+        f"print(type(AutoModel.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True)).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["MultiTaskModel"], done.stderr

@@ -82,7 +82,7 @@ def explain_model(
         seed=seed,
         on_part=lambda what: err().print(f"looking at {what}"),
     )
-    write_text(report.to_html(f"What {Path(model).resolve().name or model} goes by"), output)
+    write_text(report.to_html(f"What the model {Path(model).resolve().name or model!r} goes by"), output)
     if as_json:
         typer.echo(to_json(report.to_dict(), indent=2))
         return

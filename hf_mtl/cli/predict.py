@@ -115,6 +115,8 @@ def predict(
         if report is not None:
             write_text(to_json(throughput.to_dict(), indent=2) + "\n", report)
         typer.echo(f"{_done(throughput)}: {target}", err=True)
+        if throughput.rows and throughput.errors == throughput.rows:  # a wrong column, most likely
+            raise typer.Exit(1)
     else:
         _answer_stdin(loaded, tokenizer, tasks, columns, precision, batch_size or STDIN_ROWS)
 

@@ -67,7 +67,8 @@ def draft_recipe(files: Sequence[Path], *, recipe: Path) -> str:
     columns = {name: [value for value in values if value is not None] for name, values in table.items()}
     inputs = _inputs(columns)
     choices = next((name for name in CHOICES if name in columns and _are_choices(columns[name])), None)
-    used = {*inputs.values(), choices}
+    # The heads that CoNLL-U gives are of a dependency graph, not tags.
+    used = {*inputs.values(), choices, *({"heads"} if "tokens" in inputs else ())}
     kinds = {
         name: _task_type(values, tokens="tokens" in inputs) for name, values in columns.items() if name not in used
     }

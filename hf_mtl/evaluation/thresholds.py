@@ -19,9 +19,9 @@ from hf_mtl.registry import HEADS
 def best_threshold(scores: np.ndarray, gold: np.ndarray) -> float:
     """Return the threshold with the highest F1 of one label; the nearest to 1/2 of those that are as good.
 
-    `F1(t) = 2 TP(t) / (rows answered from t on + rows with the label)`. Of probabilities that are right, the
-    best threshold is half of the F1 that it reaches: Lipton, Elkan and Naryanaswamy 2014, "Optimal Thresholding of Classifiers to Maximize F1 Measure",
-    https://arxiv.org/abs/1402.1892.
+    `F1(t) = 2 TP(t) / (rows answered from t on + rows with the label)`. Of probabilities that are right, the best
+    threshold is half of the F1 that it reaches: Lipton, Elkan and Naryanaswamy 2014, "Optimal Thresholding of
+    Classifiers to Maximize F1 Measure", https://arxiv.org/abs/1402.1892.
 
     Only the places between two scores that follow one another can differ, so n rows take one sort and one pass. Where
     no row has the label, or all do, nothing can be chosen: 1/2.

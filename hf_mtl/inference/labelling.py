@@ -383,7 +383,7 @@ def _tasks_of(
     tasks = known_tasks(recipe, select_unmasked(model.specs, names, "has no labels to fill"))
     datasets = list(dict.fromkeys(task.dataset for task in tasks))
     if dataset is None and len(datasets) > 1:
-        raise SpecError(f"the tasks have {len(datasets)} datasets", mend=f"name one of {one_of(datasets)}")
+        raise SpecError(f"the tasks have {len(datasets)} datasets", mend=f"name one of {one_of(datasets)} in dataset")
     if dataset is not None and dataset not in datasets:
         raise SpecError(f"no task to fill has the dataset {dataset!r}", mend=f"use one of {one_of(datasets)}")
     return [task for task in tasks if dataset in (None, task.dataset)]

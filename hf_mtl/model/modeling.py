@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -429,3 +430,8 @@ def _hidden_dropout(config: PreTrainedConfig) -> float:
     names = ("hidden_dropout_prob", "dropout", "resid_pdrop", "dropout_rate", "classifier_dropout")
     values = (getattr(config, name, None) for name in names)
     return next((float(value) for value in values if isinstance(value, int | float)), 0.1)
+
+
+# Together: where transformers knows the configuration but not the model, it does not look at the code beside a model.
+AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
+AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)

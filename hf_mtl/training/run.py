@@ -244,7 +244,7 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
     wanted = recipe.to_yaml(relative_to=folder).encode("utf-8")
     if resume and written.is_file() and written.read_bytes() != wanted:
         raise OutputError(
-            f"the run there was of another recipe (see {RECIPE_NAME})",
+            f"the run there was of another recipe or other arguments (see {RECIPE_NAME})",
             where=str(folder),
             mend="resume with the same recipe and arguments, or give another --output-dir",
         )
