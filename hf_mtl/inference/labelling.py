@@ -44,6 +44,8 @@ MARK = "filled_labels"
 """Column that names the tasks whose labels were filled in a row, and how sure the model was of each."""
 
 CHUNK_ROWS = 4096
+FEW_ROWS = 50
+"""Labelled validation rows below which a calibration is warned of."""
 
 
 @dataclass
@@ -365,6 +367,12 @@ def _calibrate(answers: _Answers, recipe: Recipe) -> dict[str, Calibrated]:
                 "there are no labelled validation rows to calibrate it on",
                 where=f"task {name!r}",
                 mend="give the dataset validation rows, or leave calibration out",
+            )
+        if len(set(places[name])) < FEW_ROWS:
+            logger.warning(
+                "task %r: its confidence is calibrated on %d labelled validation rows, which tell little of it",
+                name,
+                len(set(places[name])),
             )
         order = np.argsort(np.array(places[name]), kind="stable")  # batches do not come in the order of rows
         joined = Decisions.joined(own)

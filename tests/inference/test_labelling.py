@@ -369,6 +369,7 @@ def test_validation_rows_that_would_be_drawn_from_the_file_are_warned_of(
     with caplog.at_level(logging.WARNING):
         label_file(learnt, tiny_data.tokenizer, recipe, folder / "out.jsonl", dataset="films")
     assert "no validation files" in caplog.text
+    assert "is calibrated on 4 labelled validation rows" in caplog.text
 
 
 @pytest.mark.parametrize(
