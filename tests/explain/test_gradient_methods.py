@@ -193,6 +193,7 @@ def randomised(explainer: Explainer, part: str) -> Explainer:
     return Explainer(model, explainer.subject.tokenizer)
 
 
+@pytest.mark.mostly_slow(fast=4)
 @pytest.mark.parametrize("method", BY_GRADIENT)
 @pytest.mark.parametrize("part", ["heads.", "encoder.layer"])
 def test_randomised_model_is_explained_otherwise(method: str, part: str, tiny_explainer: Explainer) -> None:

@@ -282,6 +282,7 @@ def all_methods() -> list[str]:
     return list(EXPLAINERS.names())
 
 
+@pytest.mark.mostly_slow(fast=4)
 @pytest.mark.parametrize("method", all_methods())
 def test_chinese_reports_hold_no_english_but_labels_words_and_names(explainer: Explainer, method: str) -> None:
     for text in (TEXTS[0], TEXTS[5]):

@@ -116,6 +116,7 @@ def close(found: Any, wanted: Any, *, tolerance: float = 1e-5) -> bool:
 # ---------------------------------------------------------------------- the same numbers
 
 
+@pytest.mark.mostly_slow(fast=4)
 @both_formats
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 48), (7, 1), (2, 3), (16, 31)])
 @pytest.mark.parametrize("left", [False, True], ids=["padded right", "padded left"])

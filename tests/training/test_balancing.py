@@ -110,7 +110,7 @@ def write(gradient: Tensor, parameters: list[Any]) -> None:
             parameter.grad = part.view_as(parameter)
 
 
-@pytest.mark.mostly_slow(fast=6)
+@pytest.mark.mostly_slow(fast=3)
 @every_method
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
 def test_training_equals_plain_torch_and_torchjd(family: str, name: str, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def first_gradients(rows: list[dict[str, Any]], folder: Path, **values: Any) -> 
     return trainer.gradients[0]
 
 
-@pytest.mark.mostly_slow(fast=4)
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize(("family", "name"), SAME_IN_PARTS, ids=[name for _, name in SAME_IN_PARTS])
 def test_one_batch_of_32_equals_four_accumulated_of_8(family: str, name: str, tmp_path: Path) -> None:
     """Labels are spread unevenly: one micro-batch has no stars, another no tags."""
@@ -246,6 +246,7 @@ def test_rows_of_absent_tasks_are_dropped(absent: list[str], name: str, tmp_path
     assert not any(task in key for key in found for task in absent)
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize(("family", "name"), [m for m in METHODS if method_of(*m).every_task])
 def test_a_step_without_a_task_is_an_error_where_every_task_is_needed(family: str, name: str, tmp_path: Path) -> None:
     trainer = FixedTrainer(rows_of(8, without=["stars"]), folder=tmp_path, batch_size=8, **choose(family, name))

@@ -87,6 +87,7 @@ def test_draws_depend_on_seed_and_step_alone(family: str, name: str) -> None:
 # ---------------------------------------------------------------------- the optimizer, and what is logged
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize(("options", "rate"), [({}, 5e-3), ({"lr": 0.5}, 0.5), ({"lr": 0}, 0.0)])
 @pytest.mark.parametrize("name", ["uw", "imtl_l"])
 def test_learned_weights_are_in_the_optimizer(name: str, options: dict[str, Any], rate: float, tmp_path: Path) -> None:

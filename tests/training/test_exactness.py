@@ -44,7 +44,7 @@ def check_same(found: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor |
 # ---------------------------------------------------------------------- micro-batches
 
 
-@pytest.mark.mostly_slow(fast=5)
+@pytest.mark.mostly_slow(fast=3)
 @pytest.mark.parametrize("kind", HEADS.names())
 def test_four_micro_batches_have_the_gradients_of_one_batch(
     kind: str, tiny_encoder_config: BertConfig, tmp_path: Path

@@ -157,6 +157,7 @@ def test_logging_conflict_does_not_change_a_bit_of_training(options: dict[str, A
     assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize("options", [{}, {"balancing": "constant", "balancing_kwargs": {"weights": 3.0}}])
 @pytest.mark.parametrize("aggregation", [None, "upgrad"])
 def test_logged_norms_and_cosines_are_those_of_the_whole_step(

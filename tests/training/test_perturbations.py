@@ -369,7 +369,7 @@ COMPOSED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.mostly_slow(fast=7)
+@pytest.mark.mostly_slow(fast=4)
 @pytest.mark.parametrize("how", COMPOSED)
 @every_method
 def test_it_goes_together_with_the_other_parts_of_a_step(name: str, how: str, tmp_path: Path) -> None:

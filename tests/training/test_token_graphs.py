@@ -48,7 +48,7 @@ def graph_rows(specs: list[TaskSpec], count: int) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.mostly_slow(fast=3)
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize("kind", HEADS.names())
 def test_four_micro_batches_have_the_gradients_of_one_batch(
     kind: str, tiny_encoder_config: BertConfig, tmp_path: Path
@@ -66,6 +66,7 @@ def test_four_micro_batches_have_the_gradients_of_one_batch(
         torch.testing.assert_close(steps[1][name], gradient, rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.mostly_slow(fast=2)
 @pytest.mark.parametrize("name", PERTURBATIONS.names())
 def test_perturbations_reach_through_the_graph(name: str, tiny_encoder_config: BertConfig, tmp_path: Path) -> None:
     specs = [spec_of("token_classification", **GRAPH), spec_of("sequence_classification", "other", **GRAPH)]
