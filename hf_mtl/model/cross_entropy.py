@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hf_mtl.configuration import TaskSpec
 from hf_mtl.model.focal import focal_cross_entropy_sum
+from hf_mtl.model.transfer import on_device
 
 IGNORE_INDEX = -100
 """What stands in place of a label that is missing."""
@@ -49,7 +50,7 @@ def class_weights(spec: TaskSpec, like: Tensor) -> Tensor | None:
     if spec.class_weights is None:
         return None
     # Never a buffer: they are rebuilt from the spec and no part of the model's weights.
-    return torch.tensor(spec.class_weights, dtype=torch.float32, device=like.device)
+    return on_device(spec.class_weights, dtype=torch.float32, device=like.device)
 
 
 def weighted_count(labels: Tensor, weight: Tensor | None) -> Tensor:

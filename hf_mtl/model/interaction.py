@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mtl.errors import MissingExtraError, SpecError
+from hf_mtl.model.transfer import on_device
 
 INTERACTION_HEADS = 4
 """Attention heads of the interaction where no number is given."""
@@ -62,7 +63,7 @@ class GraphAttention(nn.Module):
             which sum to 1, and 0 for the others.
         """
         rows, num_tasks, hidden_size = pooled.shape
-        senders, receivers = (torch.tensor(ends, device=pooled.device) for ends in self.edges)
+        senders, receivers = (on_device(ends, dtype=torch.long, device=pooled.device) for ends in self.edges)
         first = torch.arange(rows, device=pooled.device).unsqueeze(1) * num_tasks  # number of each row's first node
         edges = torch.stack([(first + senders).flatten(), (first + receivers).flatten()])  # (2, rows * num_edges)
         nodes = (pooled + self.embeddings.to(pooled.dtype)).reshape(rows * num_tasks, hidden_size)

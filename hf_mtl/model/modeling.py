@@ -36,6 +36,7 @@ from hf_mtl.model.heads.base import TaskHead
 from hf_mtl.model.lora import attach, train_only_adapters
 from hf_mtl.model.sharing import TIE_STRENGTH, tie
 from hf_mtl.model.task_attention import attend_eagerly
+from hf_mtl.model.transfer import on_device
 from hf_mtl.model.weights import align_weights, check_weights, pickled_error
 from hf_mtl.registry import HEADS
 
@@ -418,7 +419,8 @@ class MultiTaskModel(PreTrainedModel):
         """
         weights = {spec.name: spec.loss_weight for spec in self.specs}
         stacked = torch.stack([*losses.values()])
-        return (stacked * stacked.new_tensor([weights[name] * shares[name] for name in losses])).sum()
+        factors = [weights[name] * shares[name] for name in losses]
+        return (stacked * on_device(factors, dtype=stacked.dtype, device=stacked.device)).sum()
 
     def _labelled_rows(self, task: str, labels: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None) -> Tensor:
         if rows is not None and task in rows:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hf_mtl.model.transfer import on_device
+
 
 class MeanLosses:
     """Adds up losses over batches; nothing waits for the device until the means are asked for.
@@ -35,9 +37,10 @@ class MeanLosses:
             items: per task the items that this is the mean of.
         """
         if losses:
-            counts = self._sums.new_tensor([items[task] for task in losses])
+            device = self._sums.device
+            counts = on_device([items[task] for task in losses], dtype=self._sums.dtype, device=device)
             means = torch.stack([*losses.values()]).detach()
-            places = torch.tensor([self.places[task] for task in losses], device=self._sums.device)
+            places = on_device([self.places[task] for task in losses], dtype=torch.long, device=device)
             self._sums.index_add_(0, places, torch.stack([means * counts, counts], dim=1))
 
     def take(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_mtl.model.modeling import MultiTaskModel
+from hf_mtl.model.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def step_totals(
         found[-1, 1] += batch["input_ids"].shape[0]
         for task, rows in batch.get("rows", {}).items():
             found[places[task]] += (batch["items"][task], len(rows))
-    counts = torch.from_numpy(found).to(device)
+    counts = on_device(found, dtype=torch.float32, device=device)
     if reduce is not None:
         counts = reduce(counts)
     items, shares = counts[:-1, 0].unbind(), (counts[:-1, 1] / counts[-1, 1].clamp(min=1.0)).unbind()
@@ -73,7 +74,8 @@ def loss_parts(losses: Mapping[str, Tensor], batch: Mapping[str, Any], totals: S
     if not losses:
         return {}
     all_items = torch.stack([totals.items[task] for task in losses]).clamp(min=torch.finfo(torch.float32).tiny)
-    own_items = all_items.new_tensor([batch["items"][task] for task in losses])
+    items = [batch["items"][task] for task in losses]
+    own_items = on_device(items, dtype=all_items.dtype, device=all_items.device)
     return _scaled(losses, own_items / all_items)
 
 
@@ -89,7 +91,8 @@ def shared_terms(model: MultiTaskModel, parts: Mapping[str, Tensor], totals: Ste
         return {}
     weights = {spec.name: spec.loss_weight for spec in model.specs}
     shares = torch.stack([totals.shares[task] for task in parts])
-    return _scaled(parts, shares * shares.new_tensor([weights[task] for task in parts]))
+    own = on_device([weights[task] for task in parts], dtype=shares.dtype, device=shares.device)
+    return _scaled(parts, shares * own)
 
 
 def _scaled(losses: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from random_rows import model_of, rows_of, spec_of
 from tiny import load
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
 from hf_mtl.data.collator import MultiTaskCollator
 from hf_mtl.errors import DataError
 from hf_mtl.model.modeling import MultiTaskModel
 from hf_mtl.registry import HEADS
+from hf_mtl.training.mean_losses import MeanLosses
 from hf_mtl.training.objective import StepTotals, loss_parts, shared_terms, step_loss, step_totals
 from hf_mtl.training.trainer import MultiTaskTrainer
 
@@ -187,3 +190,56 @@ def test_training_without_rows_says_so(trainer_for: Callable[..., MultiTaskTrain
     trainer.train_splits = {}
     with pytest.raises(DataError, match="there are no training rows"):
         trainer.train()
+
+
+WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+"""What a GPU must be waited for: its result, or the size of its result, is known to the host."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes where our own code asks for a number that a device computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in WAITING:
+            frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+            own = frames[-2]  # the last is this one
+            if "/hf_mtl/" in own.filename:
+                self.places.append(f"{own.filename}:{own.lineno}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {}) for kind in HEADS.names()),
+        *(
+            (kind, {"class_weights": (1.0, 2.0, 0.5)})
+            for kind in ("sequence_classification", "token_classification", "multi_label_classification")
+        ),
+    ],
+)
+def test_a_step_asks_a_device_for_no_number(
+    kind: str, options: dict[str, Any], tiny_encoder_config: BertConfig
+) -> None:
+    specs = [spec_of(kind, **options), spec_of("regression", "other", pooling="attention")]
+    model = model_of(tiny_encoder_config, *specs)
+    batch = MultiTaskCollator(tuple(specs))(rows_of(specs, 8, missing=0.3))
+    with Waits() as waits:
+        totals = step_totals(model, [batch], device=CPU)
+        outputs = model(**batch)
+        parts = loss_parts(outputs.losses, batch, totals)
+        step_loss(shared_terms(model, parts, totals), outputs.logits, 1).backward()
+        MeanLosses([spec.name for spec in specs], device=CPU).add(outputs.losses, batch["items"])
+    # On a CPU the chains of a CRF are cut to the longest, which costs nothing there; on a GPU they are not.
+    allowed = 1 if kind == "crf_token_classification" else 0
+    assert len(waits.places) == allowed, waits.places
+
+
+def test_the_spy_sees_what_waits() -> None:
+    with Waits() as waits:
+        MultiTaskCollator((spec_of("regression"),))([{"input_ids": [1], "labels/task": 1.0}])
+    assert waits.places  # the collator looks for labelled rows, on the host
