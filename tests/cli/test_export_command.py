@@ -71,7 +71,17 @@ def test_a_graph_is_compared_in_logits_and_scores_and_answers_like_the_model(
     answer, wanted = (json.loads(call("predict", folder, "--text", TEXT).out) for folder in (graph, trained))
     assert list(answer) == list(wanted)
     assert [span["text"] for span in answer["slots"]["spans"]] == [span["text"] for span in wanted["slots"]["spans"]]
-    assert "an exported graph has no" in call("info", graph, fails=True).err
+
+    # A graph tells what it answers, and is no model to take apart.
+    facts, known = (json.loads(call("info", folder, "--json").out) for folder in (graph, trained))
+    assert [task["name"] for task in facts["tasks"]] == [task["name"] for task in known["tasks"]]
+    assert [task["labels"] for task in facts["tasks"]] == [task["labels"] for task in known["tasks"]]
+    assert facts["parameters"] is None
+    assert "shared encoder" not in call("info", graph).out
+    again = call("export", graph, "--format=onnx", "--output-dir", tmp_path / "again", fails=True)
+    assert "it is an exported graph; export the model that it was made from" in again.err
+    updates = call("task-updates", graph, recipe, "--output", tmp_path / "updates.html", fails=True)
+    assert "an exported graph has no weights; name the model itself" in updates.err
 
 
 def test_a_pooling_that_the_stock_class_does_not_know_is_an_error(trained: Path, tmp_path: Path) -> None:
