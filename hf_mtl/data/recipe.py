@@ -253,15 +253,17 @@ def check_windows(task: TaskSource, source: DatasetSource) -> None:
         )
 
 
-def near(name: object, known: Sequence[str]) -> str:
-    """Return the mend for a wrong name: the nearest one, or all of them.
+def near(name: object, known: Sequence[str], *, most: int | None = None) -> str:
+    """Return the mend for a wrong name: the nearest one, or all of them where they are not more than `most`.
 
     Example:
         >>> near("lable", ["label", "dataset"])
         "did you mean 'label'?"
     """
     matches = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {matches[0]!r}?" if matches else f"use {one_of(known)}"
+    if matches:
+        return f"did you mean {matches[0]!r}?"
+    return f"use {one_of(known)}" if most is None or len(known) <= most else "leave it out, or look its name up"
 
 
 def _arguments(recipe: Mapping[str, Any], key: str) -> dict[str, Any]:

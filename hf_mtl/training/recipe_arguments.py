@@ -14,6 +14,7 @@ from hf_mtl.data.recipe import near
 from hf_mtl.errors import MissingExtraError, RecipeError, SpecError, one_of
 from hf_mtl.training.arguments import CHOICES, MultiTaskTrainingArguments, plain
 
+MOST_NAMED = 20
 GONE = {
     "warmup_ratio": "use warmup_steps, which below 1 is a share of all steps",
     "evaluation_strategy": "use eval_strategy",
@@ -88,7 +89,7 @@ def accepted_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name: hints[f.name] for f in fields(MultiTaskTrainingArguments) if f.init and f.name != "output_dir"}
     for name in values:
         if name not in known:
-            mend = GONE.get(name) or near(name, list(known))
+            mend = GONE.get(name) or near(name, list(known), most=MOST_NAMED)
             raise RecipeError(f"unknown argument {name!r}", where="training", mend=mend)
     return {name: _accept(name, value, known[name]) for name, value in values.items()}
 

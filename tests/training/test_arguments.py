@@ -144,6 +144,7 @@ def test_values_as_yaml_gives_them(text: str, name: str, wanted: Any) -> None:
         ("dataloader_drop_last: true", "dataloader_drop_last is True, which would have no effect; leave it out"),
         ("train_sampling_strategy: group_by_length", "would have no effect; set sampling"),
         ("learning_rte: 1", "unknown argument 'learning_rte'; did you mean 'learning_rate'?"),
+        ("tasks: [topic]", "unknown argument 'tasks'; leave it out, or look its name up"),
         ("warmup_ratio: 0.1", "unknown argument 'warmup_ratio'; use warmup_steps, which below 1 is a share"),
         ("evaluation_strategy: no", "unknown argument 'evaluation_strategy'; use eval_strategy"),
         ("output_dir: here", "unknown argument 'output_dir'; give the folder where the run is started"),
