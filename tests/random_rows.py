@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import BertConfig
 
@@ -70,3 +71,8 @@ def rows_of(specs: Sequence[TaskSpec], count: int, *, missing: float = 0.4, seed
             row[LABEL_PREFIX + spec.name] = None if absent else KINDS[spec.type][1](draw, tokens)
         rows.append(row)
     return rows
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A fetched row with lists for arrays, to be compared."""
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in row.items()}

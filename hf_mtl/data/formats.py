@@ -247,12 +247,24 @@ def unquoted(cell: str) -> str:
     return inner.replace('""', '"') if quoted else cell
 
 
-def _header(file: DataFile, number: int, cells: list[str]) -> list[str]:
+def header_of(cells: Sequence[str]) -> list[str]:
+    """Return the names of a table's columns; those without one are counted.
+
+    Raises:
+        DataError: two have one name, as a row can hold but one of them.
+    """
     names = [cell.strip() or f"column_{index}" for index, cell in enumerate(cells, start=1)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"the column {twice!r} stands twice in the header", where=file.at(number), mend="rename one")
+        raise DataError(f"the column {twice!r} stands twice in the header", mend="rename one")
     return names
+
+
+def _header(file: DataFile, number: int, cells: list[str]) -> list[str]:
+    try:
+        return header_of(cells)
+    except DataError as error:
+        raise error.at(file.at(number)) from None
 
 
 def _csv_row(file: DataFile, number: int, header: list[str], cells: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from hf_mtl.data.formats import shorten, unquoted
+from hf_mtl.data.formats import header_of, shorten, unquoted
 from hf_mtl.errors import DataError, OutputError, one_of
 from hf_mtl.inference.parquet import join_parts, write_parquet, write_part
 from hf_mtl.inference.parts import PartFormat
@@ -155,7 +155,7 @@ def _csv_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         if cells is None:
             return
         if cells and header is None:
-            header = _header(cells)
+            header = header_of(cells)
         elif cells:
             yield _table_row(number, header or [], cells)
 
@@ -172,7 +172,7 @@ def _tsv_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         if line:
             cells = [unquoted(cell) for cell in line.split("\t")]
             if header is None:
-                header = _header(cells)
+                header = header_of(cells)
             else:
                 yield _table_row(number, header, cells)
 
@@ -182,18 +182,6 @@ def _all_decoded(lines: Iterable[bytes]) -> Iterator[str]:
         if isinstance(line, DataError):
             raise line
         yield line
-
-
-def _header(cells: list[str]) -> list[str]:
-    return _unlike([cell.strip() or f"column_{index}" for index, cell in enumerate(cells, start=1)])
-
-
-def _unlike(columns: list[str]) -> list[str]:
-    """Check that no two columns have one name, as a row can hold but one of them."""
-    twice = next((name for name in columns if columns.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"the column {twice!r} stands twice in the header", mend="rename one")
-    return columns
 
 
 def _table_row(number: int, header: list[str], cells: list[str]) -> dict[str, Any]:
@@ -209,7 +197,7 @@ def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pq.ParquetFile(source) as file:
-            _unlike(file.schema_arrow.names)
+            header_of(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:

@@ -368,12 +368,10 @@ def _calibrate(answers: _Answers, recipe: Recipe) -> dict[str, Calibrated]:
                 where=f"task {name!r}",
                 mend="give the dataset validation rows, or leave calibration out",
             )
-        if len(set(places[name])) < FEW_ROWS:
-            logger.warning(
-                "task %r: its confidence is calibrated on %d labelled validation rows, which tell little of it",
-                name,
-                len(set(places[name])),
-            )
+        known = len(set(places[name]))
+        if known < FEW_ROWS:
+            said = "task %r: its confidence is calibrated on %d labelled validation rows, which tell little of it"
+            logger.warning(said, name, known)
         order = np.argsort(np.array(places[name]), kind="stable")  # batches do not come in the order of rows
         joined = Decisions.joined(own)
         gold = joined.gold

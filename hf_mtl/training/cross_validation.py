@@ -104,24 +104,24 @@ def fold_data(recipe: Recipe, folds: int, *, seed: int = 0) -> Iterator[RecipeDa
     # The labels are those of all rows, as in training, so that each fold has the same.
     raw = read_splits(recipe, recipe.tasks, set_aside=False)
     labelled = tuple(find_labels(source, raw) for source in recipe.tasks)
-    divided = _divided(raw, _owned(recipe, labelled), folds, seed=seed)
+    owned = _owned(recipe, labelled)
+    divided = _divided(raw, owned, folds, seed=seed)
     if not divided:
         raise DataError("there are no training rows", mend="name training files in the recipe's datasets")
     for number in range(folds):
         splits: dict[str, dict[str, Any]] = {"train": {}, "validation": {}, "test": {}}
         rows: dict[tuple[str, str], RawSplit] = {}
         for name, parts in divided.items():
-            column = class_column(raw[name, "train"], _owned(recipe, labelled)[name])
-            own = _fold(raw, name, parts, number, column, seed=seed)
+            own = _fold(raw, name, parts, number, class_column(raw[name, "train"], owned[name]), seed=seed)
             rows |= {(name, split): found for split, found in own.items()}
         # What is learnt from rows is learnt from those that the fold trains on.
         tokenizer = recipe_tokenizer(recipe, rows=rows)
         rows = training_rows(recipe, labelled, rows, seed=seed)
         sources = tuple(balanced(source, rows) for source in labelled)
-        owned = _owned(recipe, sources)
+        weighted = _owned(recipe, sources)
         for (name, split), own in rows.items():
             try:
-                encoded = encode_split(name, split, own, recipe.datasets[name], owned[name], tokenizer)
+                encoded = encode_split(name, split, own, recipe.datasets[name], weighted[name], tokenizer)
                 splits[split][name] = encoded
             except HfMtlError as error:
                 held_out = f"fold {number + 1} of {folds}, which is test here"

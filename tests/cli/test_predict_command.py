@@ -189,6 +189,13 @@ def test_lines_of_tables_that_cannot_be_read_are_rows_with_errors(trained: Path,
     assert "byte 2 of the line, 0xff, is not UTF-8" in found[1]["error"]
 
 
+def test_where_no_row_can_be_answered_the_command_fails_and_writes_why(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"txt": "good"}\n{"txt": "bad"}\n')
+    done = call("predict", trained, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", fails=True)
+    assert "2 rows, 2 with an error (the row has neither" in done.err
+    assert all("error" in json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_a_column_that_stands_twice_is_refused(trained: Path, tmp_path: Path, ending: str) -> None:
     path, output = tmp_path / f"rows.{ending}", tmp_path / "out.jsonl"

@@ -18,7 +18,7 @@ from calling import OPTIONS, Called, call, contents
 from hf_mtl.cli.train import training_options
 from hf_mtl.data.yaml import read_yaml
 from hf_mtl.errors import SpecError
-from hf_mtl.training.run import last_checkpoint
+from hf_mtl.training.run import OF_ONE_START, last_checkpoint
 
 
 def train(recipe: Path, folder: Path, *options: object, fails: bool = False) -> Called:
@@ -81,6 +81,10 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(trained: Path, recipe: Pat
         assert older != newest
         train(recipe, folder, *OPTIONS, "--resume")
         assert (folder / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+        # What is of the last start alone is left out; the rest is as if there had been no cut.
+        ours, theirs = (json.loads((run / "train_results.json").read_text())["train"] for run in (folder, trained))
+        assert theirs.keys() - ours.keys() == set(OF_ONE_START)
+        assert ours["train_rows"] == theirs["train_rows"]
     finally:
         shutil.rmtree(folder)
 

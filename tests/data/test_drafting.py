@@ -121,7 +121,7 @@ def test_the_recipe_says_what_can_be_changed(tmp_path: Path) -> None:
 
 def test_conllu_gives_its_tags(tmp_path: Path) -> None:
     lines = [
-        f"{n}\t{word}\t{word}\t{tag}\t_\t_\t_\t_\t_\t_"
+        f"{n}\t{word}\t{word}\t{tag}\t_\t_\t{n - 1}\tdep\t_\t_"
         for n, (word, tag) in enumerate([("go", "VERB"), ("on", "ADP")], 1)
     ]
     (tmp_path / "a.conllu").write_text(("\n".join(lines) + "\n\n") * 20)
@@ -130,6 +130,7 @@ def test_conllu_gives_its_tags(tmp_path: Path) -> None:
     recipe = read_recipe(path)
     assert recipe.datasets["data"].input_columns == {"tokens": "tokens"}
     assert tasks(recipe)["upos"] == "token_classification"
+    assert "heads" not in tasks(recipe)  # what governs a word is the place of another, no tag
 
 
 @pytest.mark.parametrize(

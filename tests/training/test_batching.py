@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from random_rows import plain
 from torch.utils.data import DataLoader
 
 from hf_mtl.data.collator import LABEL_PREFIX
@@ -451,11 +452,6 @@ def test_sources_sampler_and_batches_draw_from_streams_of_their_own() -> None:
 @pytest.fixture
 def rows(tiny_data: RecipeData) -> JointRows:
     return JointRows(tiny_data.train)
-
-
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with lists for arrays."""
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in row.items()}
 
 
 def test_rows_fetched_together_are_those_of_their_dataset(rows: JointRows, tiny_data: RecipeData) -> None:

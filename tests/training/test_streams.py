@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from calling import call
+from random_rows import plain
 from safetensors.torch import load_file
 from tiny import TASKS, load
 from torch import Tensor
@@ -241,11 +242,6 @@ def test_every_sampler_draws_from_streams_what_it_says(streamed: RecipeData, sam
     found = Counter(row.dataset for row in drawn if isinstance(row, DrawnRow))
     counts = dict(zip(ranks[0].sampler.names, ranks[0].counts(1).tolist(), strict=True))
     assert found == {name: counts[name] for name in ("films", "orders")}
-
-
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with lists for arrays."""
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in row.items()}
 
 
 def test_an_epoch_of_streams_has_the_rows_of_one_without(tiny_data: RecipeData, streamed: RecipeData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import subprocess
@@ -91,6 +92,15 @@ def evaluations(trainer: MultiTaskTrainer) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_is_said_once(precision: str, trainer_for: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="hf_mtl"):
+        trainer_for(max_steps=1, **{**ONLY_TRAIN, "precision": precision}).train()
+    assert [record.getMessage() for record in caplog.records if "training in" in record.getMessage()] == [
+        f"training in {precision}"
+    ]
 
 
 def test_every_trainable_parameter_changes(trainer_for: Make) -> None:
